@@ -1,0 +1,189 @@
+"""The description of a DiJiang model: what `config.json` holds under `model_type: dijiang`.
+
+Knows no torch, so that `dijiang inspect` and the API process can read it cheaply.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+from dijiang_runtime.errors import UnsupportedModelError
+
+MODEL_TYPE = "dijiang"
+
+T = TypeVar("T")
+
+Family = Literal["gpt_neox", "llama", "opt"]
+Preset = Literal["official", "dijiang"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConfig:
+    """The linear attention that stands where the parent had softmax attention."""
+
+    feature_map: Literal["softmax", "weighted_exp"] = "softmax"
+    """`softmax`: softmax over features of x P, the authors' code. `weighted_exp`: D * exp(x P),
+    the paper's equation 12."""
+    num_features: int
+    """m, the length of a feature vector and the number of rows of the state of one head."""
+    negated_half: bool = False
+    """Append the feature map of -x. Then P has m / 2 columns."""
+    per_head: bool = False
+    """One P for every key/value head; otherwise one for the layer, as in the authors' code."""
+    readout: Literal["group_norm", "normalizer"] = "group_norm"
+    """`group_norm` over the concatenated heads (the authors' code), or division by the
+    accumulated feature mass, as in softmax attention."""
+    num_groups: int = 0
+    """Groups of the group norm. The authors' code uses the head size, not the number of heads."""
+    gate: bool = True
+    """Multiply the read-out by SiLU(x W_G)."""
+    gate_bias: bool = False
+    """Give the gate a bias, so that it can start neutral: SiLU(1.2785) = 1 with W_G = 0."""
+    decay_tables: bool = False
+    """Trained per-position tables D1, D2 of the authors' checkpoints instead of one decay a head.
+    Positions beyond the tables are refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeScaling:
+    """Llama-3's frequency-dependent scaling of rotary frequencies, or plain linear scaling."""
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Everything that fixes the shapes and the arithmetic of a model.
+
+    One decoder reads this for every family; a family is a way to fill it in.
+    """
+
+    family: Family
+    preset: Preset
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    """Positions the parent was trained on. A hard limit only with `learned_positions`."""
+    attention: AttentionConfig
+
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float = 1e-5
+    norm_first: bool = True
+    """Normalise before attention and MLP; False normalises the residual sum after each (OPT-350M)."""
+    final_norm: bool = True
+    parallel_residual: bool = False
+    """Attention and MLP read the same residual and are added together (GPT-NeoX)."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    gated_mlp: bool = False
+    """down(act(gate(x)) * up(x)), as in SwiGLU."""
+    mlp_bias: bool = True
+    qkv_bias: bool = True
+    out_bias: bool = True
+    """Bias of the attention's output projection."""
+    rotary_dim: int = 0
+    """Leading dimensions of a head that are rotated, in the rotate-half layout. 0: no rotation."""
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    learned_positions: bool = False
+    """Learned absolute positions, stored with OPT's offset of 2."""
+    embedding_dim: int = 0
+    """Width of the token embeddings where it differs from `hidden_size` (OPT-350M); 0: the same."""
+    query_scale: float = 1.0
+    """Factor on the projected query, bias included. OPT: head_dim ** -0.5."""
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = field(default=())
+
+    @property
+    def state(self) -> "StateSpec":
+        """The shape of one sequence's recurrent state."""
+        # The normalizer is the read-out of a value that is always 1: one more column.
+        extra = 1 if self.attention.readout == "normalizer" else 0
+        return StateSpec(
+            num_layers=self.num_layers,
+            num_heads=self.num_kv_heads,
+            key_dim=self.attention.num_features,
+            value_dim=self.head_dim + extra,
+        )
+
+    @property
+    def position_limit(self) -> int | None:
+        """Positions that exist at all, or None where the model has no such limit."""
+        if self.learned_positions or self.attention.decay_tables:
+            return self.max_position_embeddings
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `config.json` of a model folder."""
+        return {
+            "model_type": MODEL_TYPE,
+            "architectures": ["DiJiangForCausalLM"],
+            **dataclasses.asdict(self),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read a `config.json` of our own.
+
+        Raises:
+            UnsupportedModelError: a key that is unknown, missing, or of another model type.
+        """
+        values = {key: value for key, value in data.items() if key not in _HF_KEYS}
+        if data.get("model_type") != MODEL_TYPE:
+            raise UnsupportedModelError(
+                f"config.json has model_type {data.get('model_type')!r}, not {MODEL_TYPE!r}. "
+                "Convert the model first: dijiang convert PARENT OUT."
+            )
+        attention = values.pop("attention", None)
+        scaling = values.pop("rope_scaling", None)
+        values["eos_token_ids"] = tuple(values.get("eos_token_ids", ()))
+        return _build(
+            cls,
+            {
+                **values,
+                "attention": _build(AttentionConfig, attention or {}),
+                "rope_scaling": _build(RopeScaling, scaling) if scaling else None,
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """The recurrent state of one sequence: `[num_layers, num_heads, key_dim, value_dim]` float32."""
+
+    num_layers: int
+    num_heads: int
+    """Key/value heads: query heads of a group share one state."""
+    key_dim: int
+    value_dim: int
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * self.num_layers * self.num_heads * self.key_dim * self.value_dim
+
+
+# What transformers adds to every config.json; it changes nothing about our arithmetic.
+_HF_KEYS = frozenset(
+    {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+)
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Construct a config dataclass, turning unknown and missing keys into one clear error."""
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(values.keys() - names):
+        raise UnsupportedModelError(f"config.json has unknown keys: {', '.join(unknown)}.")
+    try:
+        return cls(**values)
+    except TypeError as exc:
+        raise UnsupportedModelError(f"config.json is incomplete: {exc}.") from exc

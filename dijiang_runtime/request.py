@@ -1,0 +1,191 @@
+"""What crosses the boundary between the API process and the engine: values, all frozen.
+
+They are `msgspec` structs, so that the same definitions are the wire format: msgpack over a local
+ZeroMQ socket, never pickle.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from dijiang_runtime.errors import InvalidRequestError
+
+GREEDY_TEMPERATURE = 1e-5
+"""Temperatures below this choose the most likely token."""
+
+NO_LOGPROBS = -1
+"""`SamplingParams.logprobs` when none are wanted. 0 asks for the chosen token's alone."""
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended. `ABORT` and `ERROR` never reach an OpenAI response body."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the tokens of one answer are chosen.
+
+    Bounds are those of the OpenAI API where it has them, vLLM's elsewhere; `validate` enforces
+    them. Penalties other than `repetition_penalty` look at output tokens only.
+    """
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Keep this many most likely tokens. 0 or -1 keeps all."""
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    """With a seed the answer is a function of the request alone. None draws one at random."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int = NO_LOGPROBS
+    """How many alternatives to report for each output token beside the chosen one."""
+    prompt_logprobs: int = NO_LOGPROBS
+    """The same for the prompt's tokens; the first token of a prompt has none."""
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < GREEDY_TEMPERATURE
+
+    def validate(self, vocab_size: int, *, max_logprobs: int = 20) -> None:
+        """Raise `InvalidRequestError`, naming the parameter, unless every field is in bounds."""
+
+        def check(ok: bool, param: str, rule: str) -> None:
+            if not ok:
+                raise InvalidRequestError(f"{param} must be {rule}.", param=param)
+
+        # A comparison with NaN is false, so NaN fails every one of these.
+        check(self.max_tokens >= 0, "max_tokens", "at least 0")
+        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "between 0 and max_tokens")
+        check(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
+        check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        check(-1 <= self.top_k < 2**31, "top_k", "-1, 0, or a positive 32-bit integer")
+        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
+        check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
+        check(
+            0.0 < self.repetition_penalty <= 100.0,
+            "repetition_penalty",
+            "above 0 and at most 100",
+        )
+        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
+        check(len(self.logit_bias) <= 300, "logit_bias", "at most 300 tokens")
+        for token_id, bias in self.logit_bias.items():
+            check(
+                0 <= token_id < vocab_size,
+                "logit_bias",
+                f"keyed by token ids below {vocab_size}, not {token_id}",
+            )
+            check(-100.0 <= bias <= 100.0, "logit_bias", "between -100 and 100")
+        check(len(self.stop) <= 16, "stop", "at most 16 strings")
+        for stop in self.stop:
+            check(0 < len(stop) <= 256, "stop", "strings of 1 to 256 characters")
+        for token_id in self.stop_token_ids:
+            check(
+                0 <= token_id < vocab_size,
+                "stop_token_ids",
+                f"token ids below {vocab_size}, not {token_id}",
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            check(
+                NO_LOGPROBS <= getattr(self, name) <= max_logprobs,
+                name,
+                f"between 0 and {max_logprobs}",
+            )
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to run. A client request with `n` choices is `n` of these."""
+
+    request_id: str
+    """Unique among running requests; made by us, never taken from a client."""
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    arrival_time: float
+    """`time.time()` at which the API process accepted it, in seconds."""
+
+    def validate(self, vocab_size: int, *, max_logprobs: int = 20) -> None:
+        """Raise `InvalidRequestError` unless the engine can run this request."""
+        if not self.prompt_token_ids:
+            raise InvalidRequestError("prompt must not be empty.", param="prompt")
+        for token_id in self.prompt_token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequestError(
+                    f"prompt must hold token ids from 0 to {vocab_size - 1}, not {token_id}.",
+                    param="prompt",
+                )
+        self.sampling.validate(vocab_size, max_logprobs=max_logprobs)
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token and its natural-log probability under the model, before any sampling parameter."""
+
+    token_id: int
+    token: str
+    """The token's bytes as text; bytes that are no valid UTF-8 alone become U+FFFD."""
+    token_bytes: bytes
+    logprob: float
+    """Never below -9999.0, so that it is always valid JSON."""
+
+
+class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The logprob of the token at one position, and of the likeliest tokens there."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+    """Most likely first; as many as the request asked for."""
+
+
+class RequestError(msgspec.Struct, frozen=True, array_like=True):
+    """Why an accepted request failed: the class name in `dijiang_runtime.errors`, and its text."""
+
+    kind: str
+    message: str
+
+
+class RequestTimings(msgspec.Struct, frozen=True, array_like=True):
+    """When a request passed each stage, as `time.time()` seconds. Sent with the final output."""
+
+    arrival: float
+    scheduled: float
+    first_token: float
+    finished: float
+
+
+class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is new for one request after one step. Text, ids and logprobs are deltas.
+
+    The last output of a request has `finish_reason` set, and nothing follows it. Text may lag
+    behind the ids: characters are held while they are incomplete UTF-8 or may begin a stop string.
+    """
+
+    request_id: str
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[PositionLogprobs, ...] | None = None
+    prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+    """Whole, with the first output of a request that asked for them; None for the first token."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop token id that matched; None for EOS."""
+    error: RequestError | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    """Output tokens so far, this output's included. What `usage` reports."""
+    timings: RequestTimings | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
