@@ -79,7 +79,7 @@ class ModelConfig:
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     norm_eps: float = 1e-5
     norm_first: bool = True
-    """Normalise before attention and MLP; False normalises the residual sum after each (OPT-350M)."""
+    """Normalise before attention and MLP; False normalises the sum after each (OPT-350M)."""
     final_norm: bool = True
     parallel_residual: bool = False
     """Attention and MLP read the same residual and are added together (GPT-NeoX)."""
@@ -159,7 +159,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """The recurrent state of one sequence: `[num_layers, num_heads, key_dim, value_dim]` float32."""
+    """One sequence's recurrent state: `[num_layers, num_heads, key_dim, value_dim]` float32."""
 
     num_layers: int
     num_heads: int

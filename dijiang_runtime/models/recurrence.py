@@ -1,0 +1,122 @@
+"""Where the recurrent states of a forward pass come from and go to.
+
+The decoder computes features, values and decays for a flat list of tokens; a recurrence knows which
+token belongs to which sequence. It is handed to the decoder as an argument, layer by layer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dijiang_runtime.ops import torch_ops
+from dijiang_runtime.ops.linear import CHUNK_TILE
+
+
+class Recurrence(Protocol):
+    """Attention over the N tokens of one forward pass.
+
+    N tokens    Hq query heads    H key/value heads    K features    V value dim
+    """
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        """Return the read-outs [N, Hq, V] of q [N, Hq, K], k [N, H, K], v [N, H, V].
+
+        `log_decay` has shape [H], or [N, H] where it depends on the position.
+        """
+        ...
+
+
+class FreshSequences:
+    """`batch` sequences of equal length that all begin with an empty state: training, evaluation.
+
+    Differentiable. Float64 inputs are computed in float64.
+    """
+
+    def __init__(self, batch: int, length: int) -> None:
+        self.batch = batch
+        self.length = length
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(0, (self.batch, self.length)) for x in (q, k, v))
+        if log_decay.dim() == 2:
+            log_decay = log_decay[: self.length]  # Positions are the same in every sequence.
+        state = k.new_zeros(self.batch, k.shape[2], k.shape[3], v.shape[3])
+        o, _ = torch_ops.chunk(q, k, v, log_decay, state)
+        return o.flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSegment:
+    """Consecutive tokens of one prompt inside a batch."""
+
+    start: int
+    """Its first row in the batch."""
+    length: int
+    """Tokens, padding not counted. A multiple of the chunk size unless the prompt ends here."""
+    source: int
+    """Row of the states that holds the state before the segment."""
+    target: int
+    """Row that receives the state after it."""
+
+
+class PooledRecurrence:
+    """The rows of one engine step: decodes first, then parts of prompts, states by index.
+
+    Every sequence is computed with shapes that depend on it alone, so that its bits do not depend
+    on its neighbours. Writes `target` rows only.
+    """
+
+    def __init__(
+        self,
+        states: Tensor,
+        decode_source: Tensor,
+        decode_target: Tensor,
+        prefills: Sequence[PrefillSegment] = (),
+    ) -> None:
+        """
+        Args:
+            states: All states. Shape [layers, rows, H, K, V], float32.
+            decode_source: State row of each decoding batch row, padding included. Int64.
+            decode_target: Where each goes. Padding rows name scratch rows in both.
+            prefills: Parts of prompts, in batch order, after the decodes.
+        """
+        self.states = states
+        self.decode_source = decode_source
+        self.decode_target = decode_target
+        self.prefills = prefills
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        states = self.states[layer]
+        out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+        if num_decodes := self.decode_source.shape[0]:
+            decay = log_decay if log_decay.dim() == 1 else log_decay[:num_decodes]
+            out[:num_decodes] = torch_ops.step(
+                q[:num_decodes],
+                k[:num_decodes],
+                v[:num_decodes],
+                decay,
+                states,
+                self.decode_source,
+                self.decode_target,
+            )
+        for segment in self.prefills:
+            state = states[segment.source].unsqueeze(0)
+            # Chunk by chunk, so that no product's shape depends on how the prompt was cut.
+            for offset in range(0, segment.length, CHUNK_TILE):
+                first = segment.start + offset
+                rows = slice(first, first + min(CHUNK_TILE, segment.length - offset))
+                decay = log_decay if log_decay.dim() == 1 else log_decay[rows]
+                o, state = torch_ops.chunk(
+                    q[rows].unsqueeze(0), k[rows].unsqueeze(0), v[rows].unsqueeze(0), decay, state
+                )
+                out[rows] = o[0]
+            states[segment.target] = state[0]
+        return out
+
+
+def scratch_rows(num_rows: int, device: torch.device | str = "cpu") -> Tensor:
+    """State rows for padding: row 0, which belongs to no sequence."""
+    return torch.zeros(num_rows, dtype=torch.int64, device=device)
