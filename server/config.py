@@ -1,0 +1,161 @@
+"""ServerConfig: every option of the HTTP server, once, for flags and environment alike.
+
+A field `max_body_bytes` is the flag `--max-body-bytes` and the variable `DIJIANG_MAX_BODY_BYTES`;
+the flag wins. API keys are the exception: they come from a file or from `DIJIANG_API_KEYS`, never
+from a flag, because other users of the machine can read a process's arguments.
+"""
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+ENV_PREFIX = "DIJIANG_"
+API_KEYS_VARIABLE = "DIJIANG_API_KEYS"
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+Seconds = Annotated[float, Meta(ge=0.0)]
+
+
+class ConfigError(Exception):
+    """An option that cannot be used, told to the operator."""
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of one HTTP server. Made by `resolve`; the descriptions are the flags' help."""
+
+    model: Annotated[Path, Meta(description="A DiJiang model folder.")]
+    served_model_name: Annotated[
+        tuple[str, ...],
+        Meta(description="Names that clients use for the model. Default: the folder's name."),
+    ] = ()
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port to listen on. 0 chooses a free one.")
+    ] = 8000
+    api_key_file: Annotated[
+        Path | None, Meta(description="File of API keys, one a line; # starts a comment.")
+    ] = None
+    insecure: Annotated[
+        bool, Meta(description="Allow listening beyond this machine without an API key.")
+    ] = False
+
+    default_max_tokens: Annotated[
+        int, Meta(ge=1, description="Longest chat answer when the request sets no limit.")
+    ] = 1024
+    max_choices: Annotated[int, Meta(ge=1, description="Largest n of a request.")] = 8
+    max_sequences_per_request: Annotated[
+        int, Meta(ge=1, description="Largest n times the number of prompts.")
+    ] = 32
+    max_messages: Annotated[int, Meta(ge=1, description="Most messages of a chat.")] = 1024
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 2 * 2**20
+
+    header_timeout_seconds: Annotated[
+        Seconds, Meta(description="Time a client has to send a request's headers.")
+    ] = 10.0
+    body_timeout_seconds: Annotated[
+        Seconds, Meta(description="Time a client has to send a request's body.")
+    ] = 30.0
+    keep_alive_timeout_seconds: Annotated[
+        Seconds, Meta(description="Idle time before a connection is closed.")
+    ] = 75.0
+    send_timeout_seconds: Annotated[
+        Seconds, Meta(description="Time a client may stop reading before its stream is aborted.")
+    ] = 30.0
+    sse_keep_alive_seconds: Annotated[
+        Seconds, Meta(description="Silence before a stream gets a comment. 0: never.")
+    ] = 15.0
+    drain_seconds: Annotated[
+        Seconds, Meta(description="Time that running requests have to finish after SIGTERM.")
+    ] = 30.0
+
+    vllm_metrics: Annotated[
+        bool, Meta(description="Export the metrics under vLLM's names beside our own.")
+    ] = True
+    enable_docs: Annotated[bool, Meta(description="Serve the OpenAPI schema at /openapi.json.")] = (
+        False
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: Annotated[bool, Meta(description="Log a line for every request.")] = False
+
+    api_key_hashes: tuple[str, ...] = ()
+    """Hex SHA-256 of every accepted key. No option sets it: `resolve` does."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names under which the model answers, the first being the one it is listed by."""
+        return self.served_model_name or (self.model.resolve().name,)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @classmethod
+    def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
+        """Merge flags (None means not given) over the environment, and check the result.
+
+        Raises:
+            ConfigError: a value of the wrong type or out of range, an unreadable key file, or an
+                address beyond this machine without a key.
+        """
+        config = merge_options(cls, flags, environ)
+        keys = [key.strip() for key in environ.get(API_KEYS_VARIABLE, "").split(",")]
+        if config.api_key_file is not None:
+            keys += read_key_file(config.api_key_file)
+        hashes = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys if key)
+        config = msgspec.structs.replace(config, api_key_hashes=hashes)
+        if not (config.is_loopback or hashes or config.insecure):
+            raise ConfigError(
+                f"Listening on {config.host} would let anyone who reaches this machine use the "
+                f"model. Give API keys (--api-key-file or {API_KEYS_VARIABLE}), or --insecure."
+            )
+        return config
+
+
+def merge_options(config_type: type[C], flags: Mapping[str, Any], environ: Mapping[str, str]) -> C:
+    """Build a config struct from flags and `DIJIANG_*` variables; a flag that is None is unset."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(config_type):
+        if field.name == "api_key_hashes":
+            continue
+        variable = ENV_PREFIX + field.name.upper()
+        if flags.get(field.name) is not None:
+            values[field.name] = flags[field.name]
+        elif variable in environ:
+            is_tuple = field.default == ()
+            text = environ[variable]
+            values[field.name] = text.split(",") if is_tuple else text
+    try:
+        return msgspec.convert(values, config_type, strict=False, dec_hook=_decode_path)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"Bad option: {exc}.") from exc
+
+
+def read_key_file(path: Path) -> list[str]:
+    """The keys in a file, one a line, without blank lines and comments."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"The API key file {path} cannot be read: {exc}.") from exc
+    keys = [line.strip() for line in lines]
+    keys = [key for key in keys if key and not key.startswith("#")]
+    if not keys:
+        raise ConfigError(f"The API key file {path} holds no key.")
+    return keys
+
+
+def _decode_path(field_type: type, value: Any) -> Any:
+    if field_type is Path:
+        return Path(value)
+    raise NotImplementedError
