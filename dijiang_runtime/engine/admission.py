@@ -1,0 +1,77 @@
+"""Who may wait for a slot: the bound on the queue, and when to come back. Knows no torch.
+
+The client checks a request before it is sent, so that a surplus is refused at once; the scheduler
+checks again, so that the engine's memory is bounded whoever talks to it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dijiang_runtime.errors import ContextLengthError, EngineOverloadedError, InvalidRequestError
+from dijiang_runtime.request import NO_LOGPROBS, Request
+
+MIN_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait while all slots are taken."""
+
+    max_requests: int
+    max_tokens: int
+    """Prompt tokens, beside those of the first request in the queue."""
+
+    def fits(self, queued: list[int]) -> bool:
+        """Whether prompts of these lengths, oldest first, may wait together."""
+        return len(queued) <= self.max_requests and sum(queued[1:]) <= self.max_tokens
+
+
+class AdmissionRate:
+    """The recent mean time between two admissions while requests were waiting."""
+
+    def __init__(self) -> None:
+        self.seconds = MIN_RETRY_SECONDS
+        self._last: float | None = None
+
+    def observe(self, now: float, *, saturated: bool) -> None:
+        """Note that a request left its slot at `now`. Pauses count only while others waited."""
+        if self._last is not None and saturated:
+            self.seconds += 0.2 * (now - self._last - self.seconds)
+        self._last = now if saturated else None
+
+
+def check_queue(
+    queued: Iterable[int], num_prompt_tokens: int, limits: QueueLimits, rate: AdmissionRate
+) -> None:
+    """Let one more prompt wait behind prompts of the lengths `queued`, or raise.
+
+    Raises:
+        EngineOverloadedError: with the time after which enough of the queue will have left.
+    """
+    lengths = [*queued, num_prompt_tokens]
+    num_ahead = 0
+    while not limits.fits(lengths[num_ahead:]) and num_ahead < len(lengths):
+        num_ahead += 1
+    if num_ahead:
+        seconds = num_ahead * rate.seconds
+        raise EngineOverloadedError(
+            f"{len(lengths) - 1} requests are waiting already. Try again later.",
+            retry_after_seconds=min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS),
+        )
+
+
+def validate_request(
+    request: Request, *, vocab_size: int, max_model_len: int, max_logprobs: int
+) -> None:
+    """Raise `InvalidRequestError`, naming the parameter, unless the engine can run `request`."""
+    request.validate(vocab_size, max_logprobs=max_logprobs)
+    sampling = request.sampling
+    num_prompt_tokens = len(request.prompt_token_ids)
+    if num_prompt_tokens + sampling.max_tokens > max_model_len:
+        raise ContextLengthError(num_prompt_tokens, sampling.max_tokens, max_model_len)
+    if sampling.max_tokens == 0 and sampling.prompt_logprobs == NO_LOGPROBS:
+        raise InvalidRequestError(
+            "max_tokens must be at least 1 unless the prompt's logprobs are asked for.",
+            param="max_tokens",
+        )

@@ -1,0 +1,248 @@
+"""Decides what each step computes. A pure state machine: it knows no torch, no clock, no text.
+
+A sequence costs one slot for its whole life, so admission is the only question ever asked about
+memory: nothing is preempted, and whoever is admitted finishes.
+"""
+
+import logging
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from dijiang_runtime.config import CHUNK_SIZE
+from dijiang_runtime.engine.admission import AdmissionRate, QueueLimits, check_queue
+from dijiang_runtime.engine.sequence import Sequence, SequenceStatus, StepResult
+from dijiang_runtime.request import FinishReason
+
+logger = logging.getLogger(__name__)
+
+
+class SlotAllocator:
+    """Hands out the slots 1 to `num_slots`. Slot 0 is scratch for padding and never handed out."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        # The lowest slot is taken first, so that an idle server touches little memory.
+        self._free = list(range(num_slots, 0, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_slots - len(self._free)
+
+    def acquire(self) -> int:
+        return self._free.pop()
+
+    def release(self, slot: int) -> None:
+        assert 0 < slot <= self.num_slots and slot not in self._free, f"slot {slot} is not taken"
+        self._free.append(slot)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """One sequence's share of a step: its next `num_tokens` tokens."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def completes_prompt(self) -> bool:
+        """Whether the step's last token predicts the first or next output token."""
+        return self.num_tokens >= self.sequence.num_uncomputed_prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """What one step computes."""
+
+    decodes: tuple[ScheduledSequence, ...] = ()
+    prefills: tuple[ScheduledSequence, ...] = ()
+    new_slots: tuple[int, ...] = ()
+    """Slots handed out for this step. They hold a stranger's state until they are zeroed."""
+
+    def __iter__(self) -> Iterator[ScheduledSequence]:
+        yield from self.decodes
+        yield from self.prefills
+
+    def __len__(self) -> int:
+        return len(self.decodes) + len(self.prefills)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.decodes and not self.prefills
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(item.num_tokens for item in self.prefills)
+
+
+class Scheduler:
+    """Owns every sequence from its arrival to its end, and the slots. Called by the engine.
+
+    `schedule` opens a step and `update` closes it. A sequence that is aborted in between is
+    fenced: it keeps its slot until the step that may still write it is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        max_batched_tokens: int,
+        limits: QueueLimits,
+        eos_token_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.slots = SlotAllocator(num_slots)
+        self.max_batched_tokens = max_batched_tokens
+        self.limits = limits
+        self.eos_token_ids = eos_token_ids
+        # Both in order of arrival, which is the order of admission.
+        self.waiting: dict[str, Sequence] = {}
+        self.running: dict[str, Sequence] = {}
+        self._rate = AdmissionRate()
+        self._in_flight: SchedulerOutput | None = None
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @property
+    def num_queued(self) -> int:
+        """Sequences that wait because no slot is free for them."""
+        return max(0, len(self.waiting) - self.slots.num_free)
+
+    def has_room_for(self, num_prompt_tokens: int) -> bool:
+        """Whether a prompt of this length would be accepted now."""
+        return self._has_spare_slot or self.limits.fits(
+            [*self._queued_lengths(), num_prompt_tokens]
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        """Accept a sequence.
+
+        Raises:
+            EngineOverloadedError: as much is waiting as the limits allow.
+        """
+        if not self._has_spare_slot:
+            num_prompt_tokens = sequence.num_prompt_tokens
+            check_queue(self._queued_lengths(), num_prompt_tokens, self.limits, self._rate)
+        self.waiting[sequence.request_id] = sequence
+
+    def schedule(self, now: float) -> SchedulerOutput:
+        """Choose the tokens of the next step.
+
+        Every sequence past its prompt decodes one token, so a long prompt can delay a stream by
+        one step at most. The rest of the token budget goes to prompts, oldest first.
+        """
+        assert self._in_flight is None, "the last step is not closed"
+        new_slots = self._admit(now)
+        decodes = [ScheduledSequence(s, 1) for s in self.running.values() if not s.is_prefilling]
+        # However many sequences decode, the oldest prompt moves on by a chunk.
+        budget = max(self.max_batched_tokens - len(decodes), CHUNK_SIZE)
+        prefills = []
+        for sequence in self.running.values():
+            if num_tokens := _prefill_chunk(sequence, budget):
+                prefills.append(ScheduledSequence(sequence, num_tokens))
+                budget -= num_tokens
+        plan = SchedulerOutput(tuple(decodes), tuple(prefills), new_slots)
+        self._in_flight = None if plan.is_empty else plan
+        return plan
+
+    def update(self, plan: SchedulerOutput, results: Seq[StepResult], now: float) -> None:
+        """Close a step: take over its tokens, and finish the sequences that they end."""
+        self._in_flight = None
+        for item, result in zip(plan, results, strict=True):
+            sequence = item.sequence
+            if sequence.fenced:
+                self.finish(sequence, FinishReason.ABORT, now)
+            elif result.error is not None:
+                sequence.error = result.error
+                self.finish(sequence, FinishReason.ERROR, now)
+            else:
+                self._advance(item, result, now)
+
+    def abort(self, request_id: str, now: float) -> Sequence | None:
+        """End a sequence early, wherever it is, and return it; None if it is not here."""
+        sequence = self.waiting.get(request_id) or self.running.get(request_id)
+        if sequence is None:
+            return None
+        if self._in_flight is not None and any(i.sequence is sequence for i in self._in_flight):
+            sequence.fenced = True
+        else:
+            self.finish(sequence, FinishReason.ABORT, now)
+        return sequence
+
+    def finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        stop_reason: str | int | None = None,
+    ) -> None:
+        """End a sequence and free its slot. Ending it again only changes the reason."""
+        sequence.finish_reason = reason
+        sequence.stop_reason = stop_reason
+        sequence.finished_time = now
+        sequence.status = SequenceStatus.FINISHED
+        self.waiting.pop(sequence.request_id, None)
+        self.running.pop(sequence.request_id, None)
+        if sequence.slot is not None:
+            self._rate.observe(now, saturated=bool(self.waiting))
+            self.slots.release(sequence.slot)
+            sequence.slot = None
+
+    def _admit(self, now: float) -> tuple[int, ...]:
+        slots = []
+        while self.waiting and self.slots.num_free:
+            sequence = self.waiting.pop(next(iter(self.waiting)))
+            sequence.slot = self.slots.acquire()
+            sequence.status = SequenceStatus.RUNNING
+            sequence.scheduled_time = now
+            self.running[sequence.request_id] = sequence
+            slots.append(sequence.slot)
+            logger.debug("request %s got slot %d", sequence.request_id, sequence.slot)
+        return tuple(slots)
+
+    def _advance(self, item: ScheduledSequence, result: StepResult, now: float) -> None:
+        sequence, sampling = item.sequence, item.sequence.request.sampling
+        sequence.num_computed_tokens += item.num_tokens
+        if sequence.is_prefilling:
+            return
+        if result.token_id is not None:
+            if not sequence.output_token_ids:
+                sequence.first_token_time = now
+            sequence.append(result.token_id)
+        # A stop token ends the answer once min_tokens others have come before it.
+        if len(sequence.output_token_ids) > sampling.min_tokens:
+            if result.token_id in sampling.stop_token_ids:
+                self.finish(sequence, FinishReason.STOP, now, stop_reason=result.token_id)
+                return
+            if result.token_id in self.eos_token_ids and not sampling.ignore_eos:
+                self.finish(sequence, FinishReason.STOP, now)
+                return
+        if len(sequence.output_token_ids) >= sampling.max_tokens:
+            self.finish(sequence, FinishReason.LENGTH, now)
+
+    @property
+    def _has_spare_slot(self) -> bool:
+        return len(self.waiting) < self.slots.num_free
+
+    def _queued_lengths(self) -> list[int]:
+        """Prompt lengths of those for whom no slot is free, oldest first."""
+        lengths = [s.num_prompt_tokens for s in self.waiting.values()]
+        return lengths[self.slots.num_free :]
+
+
+def _prefill_chunk(sequence: Sequence, budget: int) -> int:
+    """How many prompt tokens to compute within `budget`.
+
+    Cuts fall on absolute multiples of the chunk size, so that the arithmetic, and with it the
+    answer, does not depend on how the prompt was split.
+    """
+    remaining = sequence.num_uncomputed_prompt_tokens
+    if remaining <= budget:
+        return remaining
+    start = sequence.num_computed_tokens
+    return max(0, (start + budget) // CHUNK_SIZE * CHUNK_SIZE - start)

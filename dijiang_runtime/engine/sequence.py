@@ -1,0 +1,127 @@
+"""A request's life inside the engine. Knows no torch."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from dijiang_runtime.request import FinishReason, Request, RequestError, RequestTimings
+
+
+class SequenceStatus(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class RawLogprobs:
+    """One position's logprobs as the model runner reports them, before tokens become text."""
+
+    token_id: int
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step computed for one sequence."""
+
+    token_id: int | None = None
+    """The sampled token; None while the prompt is not finished."""
+    logprobs: RawLogprobs | None = None
+    prompt_logprobs: tuple[RawLogprobs, ...] = ()
+    """For the prompt positions that this step predicted, in order."""
+    error: RequestError | None = None
+    """Set when the step failed for this sequence; its state is as it was before."""
+
+
+class TokenHistory:
+    """The tokens that a sequence's penalties look at, counted. Only kept where one is used."""
+
+    def __init__(self, vocab_size: int, prompt: Seq[int], output: Seq[int]) -> None:
+        self.output_counts: npt.NDArray[np.float32] = np.zeros(vocab_size, dtype=np.float32)
+        self.seen: npt.NDArray[np.bool_] = np.zeros(vocab_size, dtype=np.bool_)
+        """In the prompt or the output."""
+        self.seen[np.asarray(prompt, dtype=np.int64)] = True
+        for token_id in output:
+            self.add(token_id)
+
+    def add(self, token_id: int) -> None:
+        self.output_counts[token_id] += 1
+        self.seen[token_id] = True
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One request's tokens, progress and slot while it waits and runs.
+
+    Changed by the scheduler alone, except for what the sampler remembers in `history`.
+    """
+
+    request: Request
+    seed: int
+    slot: int | None = None
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed_tokens: int = 0
+    """Tokens, prompt first, that the committed recurrent state has read."""
+    output_token_ids: list[int] = field(default_factory=list)
+    history: TokenHistory | None = None
+    fenced: bool = False
+    """Aborted while a step that uses the slot was in flight."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: RequestError | None = None
+    scheduled_time: float = 0.0
+    first_token_time: float = 0.0
+    finished_time: float = 0.0
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_uncomputed_prompt_tokens(self) -> int:
+        return max(0, self.num_prompt_tokens - self.num_computed_tokens)
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_computed_tokens < self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    @property
+    def next_position(self) -> int:
+        """The absolute position of the token that will be sampled next."""
+        return self.num_prompt_tokens + len(self.output_token_ids)
+
+    @property
+    def timings(self) -> RequestTimings:
+        return RequestTimings(
+            arrival=self.request.arrival_time,
+            scheduled=self.scheduled_time,
+            first_token=self.first_token_time,
+            finished=self.finished_time,
+        )
+
+    def tokens_to_compute(self, num_tokens: int) -> Seq[int]:
+        """The next `num_tokens` tokens that the model has not read."""
+        start = self.num_computed_tokens
+        if start < self.num_prompt_tokens:
+            return self.request.prompt_token_ids[start : start + num_tokens]
+        return self.output_token_ids[start - self.num_prompt_tokens :]
+
+    def append(self, token_id: int) -> None:
+        """Add a sampled token to the output."""
+        self.output_token_ids.append(token_id)
+        if self.history is not None:
+            self.history.add(token_id)
