@@ -13,8 +13,8 @@ from torch import Tensor
 
 def pseudo_random_points(count: int, *, seed: int) -> Tensor:
     """Return `count` independent uniform points of (0, 1), float64, as the authors' code draws."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.rand(count, generator=generator, dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    points = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
     return points.clamp(min=torch.finfo(torch.float64).tiny)
 
 
@@ -24,8 +24,8 @@ def low_discrepancy_points(count: int, *, seed: int) -> Tensor:
     A van der Corput sequence in base 2, shifted modulo 1 by a random amount (Cranley and
     Patterson), so that every point is uniform on its own and different seeds are independent.
     """
-    index = torch.arange(count, dtype=torch.int64)
-    points = torch.zeros(count, dtype=torch.float64)
+    index = torch.arange(count, dtype=torch.int64, device="cpu")
+    points = torch.zeros(count, dtype=torch.float64, device="cpu")
     weight = 0.5
     while bool(index.any()):
         points += weight * (index & 1)

@@ -33,5 +33,5 @@ def dct_projection(
     draw = pseudo_random_points if points == "pseudo_random" else low_discrepancy_points
     scale = gaussian_quantile(draw(num_columns, seed=seed))
     directions = dct_matrix(head_dim)
-    column = torch.arange(num_columns) % head_dim
+    column = torch.arange(num_columns, device="cpu") % head_dim
     return (directions[:, column] * scale).float()

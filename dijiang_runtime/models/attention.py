@@ -27,6 +27,8 @@ _MIN_NORMALIZER = 1e-30
 class FeatureMap(nn.Module):
     """φ: rotated queries and keys [N, heads, d] to features [N, heads, m]."""
 
+    weight: nn.Parameter | None
+
     def __init__(self, config: ModelConfig, *, seed: int) -> None:
         super().__init__()
         attention = config.attention

@@ -10,7 +10,8 @@ from dijiang_runtime.models.config import ModelConfig, RopeScaling
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
     """Angular frequency of each pair of dimensions, shape [rotary_dim / 2], float64."""
-    exponent = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
+    pairs = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64, device="cpu")
+    exponent = pairs / config.rotary_dim
     frequencies = config.rope_theta**-exponent
     if config.rope_scaling is not None:
         frequencies = _scale(frequencies, config.rope_scaling)

@@ -1,0 +1,118 @@
+"""Model folders: reading ours and the authors' layout, writing ours."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dijiang_runtime.errors import ModelLoadError
+from dijiang_runtime.models import gpt_neox
+from dijiang_runtime.models.config import MODEL_TYPE, ModelConfig
+from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.weights import SINGLE_FILE, TensorSource, first_non_finite, read_json
+
+# Small, and sensitive to rounding: float32 whatever the weights' dtype.
+_ALWAYS_FLOAT32 = ("log_decay_rate", "D1", "D2", "feature_map", "norm")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read the config of a DiJiang folder: our own, or one that the authors' code has saved.
+
+    Raises:
+        ModelLoadError: no such folder, a vanilla model, or one that is damaged.
+    """
+    hf = _read_config(folder)
+    if hf.get("model_type") == MODEL_TYPE:
+        return ModelConfig.from_dict(hf)
+    return gpt_neox.authors_config(hf, _authors_source(folder, hf))
+
+
+def load_model(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Decoder:
+    """Load a DiJiang folder for inference.
+
+    Args:
+        folder: Our own layout, or the authors' GPT-NeoX layout. Safetensors only.
+        device: Where the weights go.
+        dtype: Of the matrices. Norms, feature maps and decays are float32 in any case.
+
+    Raises:
+        ModelLoadError: a tensor is missing, superfluous, misshapen or not finite.
+    """
+    hf = _read_config(folder)
+    if hf.get("model_type") == MODEL_TYPE:
+        config, source = ModelConfig.from_dict(hf), TensorSource(folder)
+        weights: Iterable[tuple[str, Tensor]] = ((n, source.get(n)) for n in sorted(source.names))
+    else:
+        source = _authors_source(folder, hf)
+        config = gpt_neox.authors_config(hf, source)
+        weights = gpt_neox.authors_weights(config, source)
+    with torch.device("meta"):
+        model = Decoder(config)
+    _fill(model, weights, dtype)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def save_model(model: Decoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write `config.json` and `model.safetensors`.
+
+    Args:
+        model: Any decoder.
+        folder: Created if needed; files of the same names are replaced.
+        dtype: Of the matrices on disk. None: as they are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: _cast(name, tensor.detach().cpu(), dtype or tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelLoadError(f"There is no model folder {folder}.")
+    return read_json(folder / "config.json")
+
+
+def _authors_source(folder: Path, hf: dict[str, Any]) -> TensorSource:
+    source = TensorSource(folder)
+    if hf.get("model_type") != "gpt_neox" or not gpt_neox.is_authors_checkpoint(source):
+        raise ModelLoadError(
+            f"{folder} holds a vanilla {hf.get('model_type')!r} model. "
+            f"Convert it first: dijiang convert {folder} OUT."
+        )
+    return source
+
+
+def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    """Give the model its weights, checking every one."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    for name, tensor in weights:
+        if name not in expected:
+            raise ModelLoadError(f"The weights hold an unknown tensor {name!r}.")
+        if tensor.shape != expected[name]:
+            raise ModelLoadError(
+                f"{name} has shape {list(tensor.shape)}, but the config asks for "
+                f"{list(expected[name])}."
+            )
+        if (bad := first_non_finite(tensor)) is not None:
+            raise ModelLoadError(f"{name} holds a non-finite value at {list(bad)}.")
+        state[name] = _cast(name, tensor, dtype)
+    if missing := sorted(expected.keys() - state.keys()):
+        raise ModelLoadError(f"The weights lack {len(missing)} tensors, first {missing[0]!r}.")
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype != torch.float64 and any(part in name for part in _ALWAYS_FLOAT32):
+        return tensor.float()
+    return tensor.to(dtype)
