@@ -16,6 +16,9 @@ import tokenizers
 
 from dijiang_runtime.errors import ModelLoadError, UnsupportedModelError
 
+LONG_TEXT = 4096
+"""Characters from which encoding takes long enough to be worth a thread."""
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -87,8 +90,20 @@ class Tokenizer:
                 plain text, which is what text from a user must be.
         """
         tokenizer = self._tokenizer if allow_special else self._plain_tokenizer
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if len(text) < LONG_TEXT:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return ids
+        # Only the batch form releases the interpreter lock, so that a long text encoded in a
+        # thread does not stop the event loop.
+        batch = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids = batch[0].ids
         return ids
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """How the special tokens are spelled, the longest first."""
+        spellings = {self.id_to_token(token_id) or "" for token_id in self._special_ids}
+        return tuple(sorted(spellings - {""}, key=lambda token: (-len(token), token)))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids` as a text of its own: without the space that some tokenizers put
