@@ -1,0 +1,46 @@
+"""The recurrent states of all running sequences."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dijiang_runtime.models.config import StateSpec
+
+
+class StatePool:
+    """Owns every state, two rows to a slot. The scheduler hands out the slots.
+
+    A slot has the same size however long its sequence grows, so the pool is allocated once. A step
+    reads a slot's committed row and writes the other; `commit` makes that one the committed row.
+    A step that fails changes nothing. Slot 0 is scratch: padding reads and writes it.
+    """
+
+    def __init__(self, spec: StateSpec, num_slots: int, device: torch.device | str = "cpu") -> None:
+        num_rows = 2 * (num_slots + 1)
+        shape = (spec.num_layers, num_rows, spec.num_heads, spec.key_dim, spec.value_dim)
+        self.states: Tensor = torch.zeros(shape, dtype=torch.float32, device=device)
+        # Which of its two rows a slot's committed state is in: 0 or 1.
+        self._committed = [0] * (num_slots + 1)
+
+    @staticmethod
+    def bytes_per_slot(spec: StateSpec) -> int:
+        return 2 * spec.num_bytes
+
+    def source(self, slot: int) -> int:
+        """The row that holds the slot's state."""
+        return 2 * slot + self._committed[slot]
+
+    def target(self, slot: int) -> int:
+        """The row that a step writes the slot's next state to."""
+        return 2 * slot + 1 - self._committed[slot]
+
+    def reset(self, slots: Iterable[int]) -> None:
+        """Empty the states of slots that were just handed out: forget who held them before."""
+        for slot in slots:
+            self.states[:, self.source(slot)].zero_()
+
+    def commit(self, slots: Iterable[int]) -> None:
+        """Make what the step wrote the states of these slots."""
+        for slot in slots:
+            self._committed[slot] ^= 1
