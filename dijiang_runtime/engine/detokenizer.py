@@ -83,7 +83,7 @@ class StopMatcher:
         return held
 
     def _find(self, text: str, num_old: int) -> tuple[int, str] | None:
-        """Where the winning stop string starts. It must end after the first `num_old` characters."""
+        """The winning stop string and where it starts. It must end beyond `num_old` characters."""
         found = []
         for stop in self._stops:
             start = text.find(stop, max(0, num_old - len(stop) + 1))

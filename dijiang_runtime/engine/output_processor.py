@@ -87,7 +87,7 @@ class OutputProcessor:
         return output, stop
 
     def close(self, sequence: Sequence, news: RequestOutput | None = None) -> RequestOutput:
-        """Return a finished sequence's last output: `news`, what was held back, and why it ended."""
+        """Return a finished sequence's last output: `news`, held-back text, and why it ended."""
         transcript = self._transcripts.pop(sequence.request_id)
         last = news or RequestOutput(request_id=sequence.request_id)
         text, prompt_logprobs = last.text, last.prompt_logprobs

@@ -1,0 +1,48 @@
+"""Logprobs under the model itself, before any sampling parameter.
+
+n rows    V vocabulary
+"""
+
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from dijiang_runtime.engine.sequence import RawLogprobs
+
+
+def raw_logprobs(logits: Tensor, token_ids: Seq[int], num_top: Seq[int]) -> list[RawLogprobs]:
+    """Report the logprob of one token in each row, and of the likeliest tokens there.
+
+    Args:
+        logits: As the model gave them. Shape [n, V], float32.
+        token_ids: The token of each row.
+        num_top: How many of the likeliest tokens to report for each row; at most V are.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1))
+    values, ids = top_values(logprobs, min(max(num_top), logits.shape[1]))
+    rows = zip(
+        token_ids, chosen.squeeze(1).tolist(), num_top, ids.tolist(), values.tolist(), strict=True
+    )
+    return [
+        RawLogprobs(token_id, logprob, tuple(top_ids[:num]), tuple(top[:num]))
+        for token_id, logprob, num, top_ids, top in rows
+    ]
+
+
+def top_values(x: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Return the `num` largest values of each row and their places, equals in order of place.
+
+    `torch.topk` alone leaves the order of equals open, and which of them are taken.
+    """
+    values, ids = torch.topk(x, num, dim=-1)
+    if num == 0:
+        return values, ids
+    num_reaching = (x >= values[:, -1:]).sum(dim=-1)
+    has_ties = (values[:, 1:] == values[:, :-1]).any(dim=-1) | (num_reaching > num)
+    for row in has_ties.nonzero().flatten().tolist():
+        candidates = (x[row] >= values[row, -1]).nonzero().flatten()
+        order = x[row, candidates].argsort(descending=True, stable=True)[:num]
+        ids[row] = candidates[order]
+    return values, ids
