@@ -1,0 +1,98 @@
+"""Let a pretrained parent write training text, where a file holds too little of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dijiang_runtime.conversion.data import SEPARATOR, load_tokenizer
+from dijiang_runtime.conversion.errors import ConversionError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """How much text is written, and how daring it is."""
+
+    num_bytes: int = 5_000_000
+    """Stop after the batch that reaches this size."""
+    batch_size: int = 256
+    temperature: float = 0.8
+    top_p: float = 0.95
+    min_characters: int = 160
+    """Shorter documents are dropped."""
+    seed: int = 0
+
+
+def sample_documents(
+    parent: Path, out: Path, options: SamplingOptions, report: Callable[[int], None] | None = None
+) -> int:
+    """Write documents sampled from a vanilla parent to `out`; return their number.
+
+    Each row starts with the parent's BOS token and runs to its last position. BOS or EOS ends a
+    document, and the one that the last position cuts off is dropped.
+
+    Args:
+        report: called with the bytes written so far after each batch.
+
+    Raises:
+        ConversionError: the parent has no BOS token to start from.
+    """
+    from dijiang_runtime.conversion.vanilla import load_vanilla
+
+    model = load_vanilla(parent).model
+    tokenizer = load_tokenizer(parent)
+    config = model.config
+    if config.bos_token_id is None:
+        raise ConversionError("The parent has no BOS token, so it cannot start a document.")
+    generator = torch.Generator().manual_seed(options.seed)
+    ends = {config.bos_token_id, config.eos_token_id}
+    num_bytes = num_documents = 0
+    with out.open("w", encoding="utf-8") as file:
+        while num_bytes < options.num_bytes:
+            rows = _sample_batch(model, options, generator)
+            for ids in _documents(rows, ends):
+                text = tokenizer.decode(ids).strip()
+                if len(text) < options.min_characters:
+                    continue
+                num_bytes += file.write(f"{text}\n{SEPARATOR}\n")
+                num_documents += 1
+            if report is not None:
+                report(num_bytes)
+    return num_documents
+
+
+@torch.inference_mode()
+def _sample_batch(
+    model: Any, options: SamplingOptions, generator: torch.Generator
+) -> list[list[int]]:
+    from transformers import DynamicCache
+
+    config = model.config
+    cache = DynamicCache(config=config)
+    ids = torch.full((options.batch_size, 1), config.bos_token_id)
+    columns = []
+    for _ in range(config.max_position_embeddings - 1):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True)
+        ids = _sample(output.logits[:, -1], options, generator)
+        columns.append(ids)
+    return torch.cat(columns, dim=1).tolist()
+
+
+def _sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator) -> Tensor:
+    """One id per row of `logits [B, V]`, from the smallest set that holds `top_p`."""
+    probs, order = torch.softmax(logits / options.temperature, -1).sort(-1, descending=True)
+    nucleus = probs * (probs.cumsum(-1) - probs < options.top_p)
+    return order.gather(-1, torch.multinomial(nucleus, 1, generator=generator))
+
+
+def _documents(rows: list[list[int]], ends: set[int | None]) -> Iterator[list[int]]:
+    """The complete documents of each row: what lies before an end token."""
+    for row in rows:
+        start = 0
+        for index, token_id in enumerate(row):
+            if token_id in ends:
+                yield row[start:index]
+                start = index + 1
