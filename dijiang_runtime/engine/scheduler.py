@@ -49,6 +49,11 @@ class ScheduledSequence:
     num_tokens: int
 
     @property
+    def slot(self) -> int:
+        assert self.sequence.slot is not None, "a scheduled sequence has a slot"
+        return self.sequence.slot
+
+    @property
     def completes_prompt(self) -> bool:
         """Whether the step's last token predicts the first or next output token."""
         return self.num_tokens >= self.sequence.num_uncomputed_prompt_tokens
@@ -112,6 +117,10 @@ class Scheduler:
     def num_queued(self) -> int:
         """Sequences that wait because no slot is free for them."""
         return max(0, len(self.waiting) - self.slots.num_free)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a sequence of this id waits or runs."""
+        return request_id in self.waiting or request_id in self.running
 
     def has_room_for(self, num_prompt_tokens: int) -> bool:
         """Whether a prompt of this length would be accepted now."""

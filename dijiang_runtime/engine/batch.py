@@ -1,0 +1,87 @@
+"""A step's plan as the flat rows that the model computes.
+
+First the decodes, one row each, padded to whole row tiles; then each prompt chunk, padded to its
+own tiles. Tiles have fixed sizes and a chunk has tiles of its own, so no matrix product's shape
+depends on who else is in the batch.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dijiang_runtime.engine.scheduler import ScheduledSequence
+from dijiang_runtime.engine.state_pool import StatePool
+from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
+from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
+
+# Padding reads slot 0's first row, which nobody writes, and writes its second, which nobody reads.
+_PADDING_SOURCE, _PADDING_TARGET = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one step. N counts rows, padding included."""
+
+    token_ids: Tensor  # [N]
+    positions: Tensor  # [N]
+    tiles: tuple[int, ...]
+    recurrence: PooledRecurrence
+    rows: tuple[slice, ...]
+    """Which rows each scheduled sequence has, in the order of the plan, padding left out."""
+
+
+def build_batch(items: Seq[ScheduledSequence], pool: StatePool, device: torch.device) -> Batch:
+    """Lay out sequences that decode, then sequences that prefill, in the order given."""
+    decodes = [item for item in items if not item.sequence.is_prefilling]
+    prefills = [item for item in items if item.sequence.is_prefilling]
+    rows = _Rows()
+    for item in decodes:
+        rows.add(item)
+    rows.pad(row_tiles(len(decodes)))
+    num_padding = len(rows.token_ids) - len(decodes)
+    slots = [item.slot for item in decodes]
+    source = [pool.source(slot) for slot in slots] + [_PADDING_SOURCE] * num_padding
+    target = [pool.target(slot) for slot in slots] + [_PADDING_TARGET] * num_padding
+    segments = []
+    for item in prefills:
+        start, slot = len(rows.token_ids), item.slot
+        segment = PrefillSegment(start, item.num_tokens, pool.source(slot), pool.target(slot))
+        segments.append(segment)
+        rows.add(item)
+        rows.pad(prompt_tiles(item.num_tokens))
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    return Batch(
+        token_ids=tensor(rows.token_ids),
+        positions=tensor(rows.positions),
+        tiles=tuple(rows.tiles),
+        recurrence=PooledRecurrence(pool.states, tensor(source), tensor(target), segments),
+        rows=tuple(rows.slices),
+    )
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Rows under construction."""
+
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    slices: list[slice] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
+
+    def add(self, item: ScheduledSequence) -> None:
+        start, position = len(self.token_ids), item.sequence.num_computed_tokens
+        self.token_ids.extend(item.sequence.tokens_to_compute(item.num_tokens))
+        self.positions.extend(range(position, position + item.num_tokens))
+        self.slices.append(slice(start, start + item.num_tokens))
+
+    def pad(self, tiles: Seq[int]) -> None:
+        """Fill up to the end of `tiles`, which begin where the last ones ended."""
+        self.tiles.extend(tiles)
+        padding = [0] * (sum(self.tiles) - len(self.token_ids))
+        self.token_ids.extend(padding)
+        self.positions.extend(padding)

@@ -1,0 +1,132 @@
+"""An `EngineConfig` to a model on a device, with as many slots as memory allows."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+import torch
+
+from dijiang_runtime.config import EngineConfig
+from dijiang_runtime.engine.messages import EngineInfo
+from dijiang_runtime.engine.model_runner import ModelRunner
+from dijiang_runtime.engine.resources import available_cpus, available_memory_bytes
+from dijiang_runtime.engine.sampler import Sampler
+from dijiang_runtime.engine.state_pool import StatePool
+from dijiang_runtime.errors import ModelLoadError
+from dijiang_runtime.models.config import ModelConfig
+from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.loader import load_model
+from dijiang_runtime.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_DEFAULT_SLOTS = 256
+UNLIMITED_MODEL_LEN = 1_048_576
+"""Longest sequence of a model that has no limit of its own: a bound on what a request may ask."""
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """The parts of an engine that come from the model folder."""
+
+    runner: ModelRunner
+    tokenizer: Tokenizer
+    info: EngineInfo
+
+
+def load(config: EngineConfig) -> LoadedEngine:
+    """Load a model folder and allocate its states.
+
+    Raises:
+        ModelLoadError: the folder cannot be served, or not with these options.
+    """
+    started = time.perf_counter()
+    num_threads = config.num_threads or available_cpus()
+    torch.set_num_threads(num_threads)
+    device = _device(config.device)
+    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    tokenizer = Tokenizer.load(config.model)
+    model = load_model(config.model, device=device, dtype=dtype)
+    eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
+    num_slots = count_slots(config, model.config)
+    pool = StatePool(model.config.state, num_slots, device)
+    info = EngineInfo(
+        vocab_size=model.config.vocab_size,
+        max_model_len=resolve_max_model_len(config, model.config),
+        max_logprobs=config.max_logprobs,
+        bos_token_id=tokenizer.bos_id
+        if tokenizer.bos_id is not None
+        else model.config.bos_token_id,
+        eos_token_ids=eos_token_ids,
+        num_slots=num_slots,
+        state_bytes_per_sequence=StatePool.bytes_per_slot(model.config.state),
+        state_bytes_total=pool.states.nbytes,
+        num_parameters=_num_parameters(model),
+        num_layers=model.config.num_layers,
+        family=model.config.family,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        num_threads=num_threads,
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=config.max_queued_tokens,
+        load_seconds=time.perf_counter() - started,
+        warmup_seconds=0.0,
+    )
+    logger.info(
+        "state memory: %.3f MiB per sequence (two buffers) x %d slots = %.1f MiB in total",
+        info.state_bytes_per_sequence / _MIB,
+        num_slots,
+        info.state_bytes_total / _MIB,
+    )
+    return LoadedEngine(ModelRunner(model, pool, Sampler(eos_token_ids)), tokenizer, info)
+
+
+def count_slots(config: EngineConfig, model: ModelConfig) -> int:
+    """How many sequences may run at once.
+
+    Raises:
+        ModelLoadError: with the figures, if the states asked for do not fit.
+    """
+    per_slot = StatePool.bytes_per_slot(model.state)
+    free = available_memory_bytes()
+    budget = free // 4 if config.state_memory_bytes is None else config.state_memory_bytes
+    # One more slot is scratch.
+    fitting = budget // per_slot - 1
+    if config.max_slots is None:
+        num_slots = min(MAX_DEFAULT_SLOTS, fitting)
+    else:
+        num_slots = config.max_slots
+        if config.state_memory_bytes is None:
+            budget, fitting = free, free // per_slot - 1
+    if not 1 <= num_slots <= fitting:
+        raise ModelLoadError(
+            f"{max(1, num_slots)} slots of {per_slot:,} bytes each, and one of scratch, do not fit "
+            f"into {budget:,} bytes of state memory. Lower max_slots or raise state_memory_bytes."
+        )
+    return num_slots
+
+
+def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    """The longest prompt plus answer. Raises `ModelLoadError` if the model lacks positions."""
+    limit = model.position_limit
+    if config.max_model_len is None:
+        return limit or UNLIMITED_MODEL_LEN
+    if limit is not None and config.max_model_len > limit:
+        raise ModelLoadError(
+            f"max_model_len is {config.max_model_len}, but the model has only {limit} positions."
+        )
+    return config.max_model_len
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("device is cuda, but torch sees no CUDA device.")
+    return torch.device(name)
+
+
+def _num_parameters(model: Decoder) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

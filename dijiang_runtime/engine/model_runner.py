@@ -1,0 +1,146 @@
+"""A step's plan -> batch -> model -> sampler -> token ids. A step is a transaction.
+
+A recurrent state is overwritten as it is read, so a step that fails half-way could not be run
+again. Here every sequence's next state is written beside the last one and becomes its state only
+when the whole step has succeeded for it.
+"""
+
+import logging
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from dijiang_runtime.engine.batch import Batch, build_batch
+from dijiang_runtime.engine.logprobs import raw_logprobs
+from dijiang_runtime.engine.sampler import SampledToken, Sampler
+from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
+from dijiang_runtime.engine.state_pool import StatePool
+from dijiang_runtime.errors import NumericalError, RequestFailedError
+from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.ops.linear import CHUNK_TILE, row_tiles
+from dijiang_runtime.request import NO_LOGPROBS, RequestError
+
+logger = logging.getLogger(__name__)
+
+_NOT_FINITE = RequestError(NumericalError.__name__, str(NumericalError()))
+_FAILED = RequestError(RequestFailedError.__name__, "The request failed inside the engine.")
+
+
+class ModelRunner:
+    """Owns the model and the states. The engine calls `execute` once a step."""
+
+    def __init__(self, model: Decoder, pool: StatePool, sampler: Sampler) -> None:
+        self._model = model
+        self._pool = pool
+        self._sampler = sampler
+
+    @torch.inference_mode()
+    def execute(self, plan: SchedulerOutput) -> list[StepResult]:
+        """Compute a step. One result for each scheduled sequence, in the order of the plan.
+
+        A sequence that the step fails for gets an error and keeps its state; the others get bit
+        for bit what they would have got without it.
+        """
+        self._pool.reset(plan.new_slots)
+        return self._run(list(plan))
+
+    def _run(self, items: Seq[ScheduledSequence]) -> list[StepResult]:
+        try:
+            return self._run_batch(items)
+        except Exception:
+            if len(items) == 1:
+                logger.exception("request %s failed in a step", items[0].sequence.request_id)
+                return [StepResult(error=_FAILED)]
+            logger.warning("a step of %d sequences failed; looking for the one", len(items))
+        # Nothing was committed, so each half starts from the state before the step.
+        middle = len(items) // 2
+        return self._run(items[:middle]) + self._run(items[middle:])
+
+    def _run_batch(self, items: Seq[ScheduledSequence]) -> list[StepResult]:
+        batch = build_batch(items, self._pool, self._pool.states.device)
+        hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
+        finite_rows = hidden.isfinite().all(dim=1).tolist()
+        finite = {i for i, rows in enumerate(batch.rows) if all(finite_rows[rows])}
+        prompt_logprobs = self._prompt_logprobs(items, batch, hidden)
+        sampled = self._sample(items, batch, hidden, finite)
+        results = []
+        for i, item in enumerate(items):
+            if i not in finite:
+                logger.error("request %s: the model's output is not finite", _id(item))
+                results.append(StepResult(error=_NOT_FINITE))
+                continue
+            token = sampled.get(i)
+            results.append(
+                StepResult(
+                    token_id=token.token_id if token else None,
+                    logprobs=token.logprobs if token else None,
+                    prompt_logprobs=tuple(prompt_logprobs.get(i, ())),
+                )
+            )
+        self._pool.commit(items[i].slot for i in sorted(finite))
+        return results
+
+    def _sample(
+        self, items: Seq[ScheduledSequence], batch: Batch, hidden: Tensor, finite: set[int]
+    ) -> dict[int, SampledToken]:
+        """Sample for the items that need a token; take those with bad logits out of `finite`."""
+        wanted = [
+            i
+            for i, item in enumerate(items)
+            if i in finite and item.completes_prompt and item.sequence.request.sampling.max_tokens
+        ]
+        if not wanted:
+            return {}
+        logits = self._logits(hidden[[batch.rows[i].stop - 1 for i in wanted]])
+        is_finite = logits.isfinite().all(dim=1).tolist()
+        finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
+        if not all(is_finite):
+            logits = logits[is_finite]
+            wanted = [i for i in wanted if i in finite]
+        if not wanted:
+            return {}
+        tokens = self._sampler.sample(logits, [items[i].sequence for i in wanted])
+        return dict(zip(wanted, tokens, strict=True))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, V] of unrelated rows [n, D]."""
+        tiles = row_tiles(len(hidden))
+        padded = torch.nn.functional.pad(hidden, (0, 0, 0, sum(tiles) - len(hidden)))
+        return self._model.logits(padded, tiles)[: len(hidden)]
+
+    def _prompt_logprobs(
+        self, items: Seq[ScheduledSequence], batch: Batch, hidden: Tensor
+    ) -> dict[int, list[RawLogprobs]]:
+        """What each prompt chunk says of the prompt tokens after its own, one tile at a time."""
+        found = {}
+        for i, item in enumerate(items):
+            sequence = item.sequence
+            if sequence.is_prefilling and sequence.request.sampling.prompt_logprobs != NO_LOGPROBS:
+                found[i] = self._chunk_logprobs(item, hidden[batch.rows[i]])
+        return found
+
+    def _chunk_logprobs(self, item: ScheduledSequence, hidden: Tensor) -> list[RawLogprobs]:
+        request, start = item.sequence.request, item.sequence.num_computed_tokens
+        # The last row of the prompt predicts the first output token.
+        num_rows = min(len(hidden), len(request.prompt_token_ids) - 1 - start)
+        logprobs: list[RawLogprobs] = []
+        for first in range(0, num_rows, CHUNK_TILE):
+            tile = hidden[first : min(first + CHUNK_TILE, len(hidden))]
+            num_used = min(len(tile), num_rows - first)
+            next_ids = request.prompt_token_ids[start + first + 1 :][:num_used]
+            num_top = [request.sampling.prompt_logprobs] * num_used
+            logits = self._chunk_logits(tile)[:num_used]
+            logprobs.extend(raw_logprobs(logits, next_ids, num_top))
+        return logprobs
+
+    def _chunk_logits(self, tile: Tensor) -> Tensor:
+        """Logits of a whole chunk, or of the ragged end of a prompt."""
+        if len(tile) == CHUNK_TILE:
+            return self._model.logits(tile, (CHUNK_TILE,))
+        return self._logits(tile)
+
+
+def _id(item: ScheduledSequence) -> str:
+    return item.sequence.request_id

@@ -1,0 +1,46 @@
+"""Counts of what the engine has done since it last told."""
+
+from dijiang_runtime.engine.messages import EngineStats
+from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.sequence import StepResult
+
+
+class StatsCollector:
+    """Counts steps between two `EngineStats`. Owned by the engine."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def add_step(
+        self, plan: SchedulerOutput, results: list[StepResult], step_seconds: float
+    ) -> None:
+        """Count one step."""
+        self._step_seconds.append(step_seconds)
+        self._step_decodes.append(len(plan.decodes))
+        self._step_prefill_tokens.append(plan.num_prefill_tokens)
+        self._generation_tokens += sum(result.token_id is not None for result in results)
+        self._num_failed_rows += sum(result.error is not None for result in results)
+
+    def take(self, *, running: int, waiting: int, slots_used: int, slots_total: int) -> EngineStats:
+        """Return the counts with these gauges, and begin anew."""
+        stats = EngineStats(
+            running=running,
+            waiting=waiting,
+            slots_used=slots_used,
+            slots_total=slots_total,
+            prompt_tokens=sum(self._step_prefill_tokens),
+            generation_tokens=self._generation_tokens,
+            step_seconds=tuple(self._step_seconds),
+            step_decodes=tuple(self._step_decodes),
+            step_prefill_tokens=tuple(self._step_prefill_tokens),
+            num_failed_rows=self._num_failed_rows,
+        )
+        self._clear()
+        return stats
+
+    def _clear(self) -> None:
+        self._step_seconds: list[float] = []
+        self._step_decodes: list[int] = []
+        self._step_prefill_tokens: list[int] = []
+        self._generation_tokens = 0
+        self._num_failed_rows = 0
