@@ -1,5 +1,6 @@
 """Turn a vanilla Transformer folder into a DiJiang folder, and say what is copied and what new."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -76,6 +77,16 @@ class ConversionReport:
     def num_new(self) -> int:
         """Parameters that the parent does not have."""
         return sum(group.num_parameters for group in self.groups if not group.is_copied)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON's types."""
+        return {
+            "config": self.config.to_dict(),
+            "tensors": [dataclasses.asdict(group) for group in self.groups],
+            "copied_parameters": self.num_copied,
+            "new_parameters": self.num_new,
+            "unused": list(self.unused),
+        }
 
 
 def convert(

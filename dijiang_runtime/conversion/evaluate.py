@@ -13,6 +13,7 @@ from dijiang_runtime.conversion.data import evaluation_blocks, load_tokenizer, p
 from dijiang_runtime.conversion.trainable import load_model_folder
 
 LogitsFn = Callable[[Tensor], Tensor]
+AdvanceFn = Callable[[int, int], None]
 
 # exp() of a larger loss is no float; a perplexity of 1e304 says as much.
 _MAX_EXPONENT = 700.0
@@ -45,10 +46,15 @@ class Evaluation:
 
 
 @torch.no_grad()
-def mean_loss(logits_of: LogitsFn, blocks: Tensor, batch_size: int) -> float:
+def mean_loss(
+    logits_of: LogitsFn, blocks: Tensor, batch_size: int, advance: AdvanceFn | None = None
+) -> float:
     """Mean cross-entropy in nats over `blocks [num_blocks, context + 1]`, summed in float64."""
-    total = 0.0
+    total, done = 0.0, 0
     for batch in blocks.split(batch_size):
+        done += len(batch)
+        if advance is not None:
+            advance(done, len(blocks))
         total += next_token_loss(logits_of(batch[:, :-1]), batch, reduction="sum").item()
     return total / (blocks.shape[0] * (blocks.shape[1] - 1))
 
@@ -60,8 +66,16 @@ def next_token_loss(logits: Tensor, batch: Tensor, *, reduction: str = "mean") -
     )
 
 
-def evaluate(folder: Path, data: Sequence[Path], options: EvaluateOptions) -> Evaluation:
+def evaluate(
+    folder: Path,
+    data: Sequence[Path],
+    options: EvaluateOptions,
+    progress: AdvanceFn | None = None,
+) -> Evaluation:
     """Loss and perplexity of a model folder, DiJiang or vanilla, on text files.
+
+    Args:
+        progress: called with the blocks done and their number.
 
     Raises:
         DataError, ConversionError, ModelLoadError: unusable text, tokenizer or model.
@@ -72,7 +86,7 @@ def evaluate(folder: Path, data: Sequence[Path], options: EvaluateOptions) -> Ev
         token_ids = token_ids[: options.max_tokens + 1]
     blocks = evaluation_blocks(token_ids, options.context)
     model.module.eval()
-    loss = mean_loss(model.logits, blocks, options.batch_size)
+    loss = mean_loss(model.logits, blocks, options.batch_size, progress)
     return Evaluation(
         loss=loss,
         perplexity=math.exp(min(loss, _MAX_EXPONENT)),

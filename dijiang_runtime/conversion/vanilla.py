@@ -89,6 +89,7 @@ def load_vanilla(folder: Path) -> VanillaModel:
         ConversionError: no safetensors, or an architecture that transformers does not know.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
     config = read_config(folder)
     if not any(folder.glob("*.safetensors")):
@@ -96,6 +97,8 @@ def load_vanilla(folder: Path) -> VanillaModel:
             f"{folder} has no .safetensors file. Weights in .bin or .pt files are pickles, which "
             "this project does not open; save the model again with safe_serialization=True."
         )
+    # Its bar on standard error would mix with our own.
+    transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, dtype=torch.float32
