@@ -1,0 +1,27 @@
+"""What several subcommands share: how they fail, and the model that is used when none is named."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+import dijiang_runtime.demo
+
+DEMO_MODEL_NAME = "dijiang-demo"
+
+ModelArgument = Annotated[
+    Path | None,
+    typer.Argument(help="A DiJiang model folder. Default: the embedded demo model."),
+]
+
+
+def fail(message: object, *, exit_code: int = 1) -> NoReturn:
+    """Tell the user in one line why the command cannot go on, and leave."""
+    print(f"dijiang: {message}", file=sys.stderr)
+    raise typer.Exit(exit_code)
+
+
+def demo_model_folder() -> Path:
+    """The folder of the model that comes with the package."""
+    return Path(dijiang_runtime.demo.__path__[0])

@@ -1,0 +1,265 @@
+"""`dijiang chat`, in a pipe and in a pseudo-terminal, against a fake server."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from clients.chat import Conversation, Timing, printable
+from clients.client import Client, Delta, Message, Usage
+
+# Makes the pseudo-terminal the controlling one, so that Ctrl-C becomes SIGINT as it does in life.
+IN_TERMINAL = (
+    "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "sys.argv[0] = 'dijiang'; from server.cli import main; main()"
+)
+
+
+class Terminal:
+    """A `dijiang chat` in a pseudo-terminal: type into it, read what it shows."""
+
+    def __init__(self, url: str, *args: str, term: str = "xterm") -> None:
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, "chat", "--base-url", url, *args],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, "TERM": term, "PYTHONUNBUFFERED": "1"},
+        )
+        os.close(slave)
+        self._unread = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def enter(self, keys: str, answer: str) -> str:
+        """Type a line, wait for `answer` and for the next prompt; return what was shown."""
+        self.type(keys)
+        return self.wait_for(f"{answer}(.|\\n)*>")
+
+    def wait_for_prompt(self) -> None:
+        # What follows ">" differs from terminal to terminal.
+        self.wait_for("leaves(.|\\n)*>")
+
+    def wait_for(self, pattern: str, *, timeout_seconds: float = 20.0) -> str:
+        """Return what was shown up to the end of `pattern`; later calls read on from there."""
+        deadline = time.monotonic() + timeout_seconds
+        while not (match := re.search(pattern, self._unread)):
+            remaining = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._master], [], [], remaining)
+            chunk = self._read() if ready else ""
+            assert chunk, f"{pattern!r} was not shown: {self._unread!r}"
+            self._unread += chunk
+        shown, self._unread = self._unread[: match.end()], self._unread[match.end() :]
+        return shown
+
+    def wait_for_exit(self) -> int:
+        # A full pseudo-terminal would block the program, so it is read until its end.
+        while chunk := self._read():
+            self._unread += chunk
+        return self.process.wait(30)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def _read(self) -> str:
+        try:
+            return os.read(self._master, 65536).decode()
+        except OSError:  # Linux reports the end of a pseudo-terminal so.
+            return ""
+
+
+@pytest.fixture
+def open_terminal(fake_server: Any) -> Iterator[Callable[..., Terminal]]:
+    terminals: list[Terminal] = []
+
+    def open_one(*args: str, **options: Any) -> Terminal:
+        terminals.append(Terminal(fake_server.url, *args, **options))
+        return terminals[-1]
+
+    yield open_one
+    for terminal in terminals:
+        terminal.close()
+
+
+def run_chat(*args: str, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.cli", "chat", "--base-url", url, *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def contents(body: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in body["messages"]]
+
+
+def test_a_pipe_gets_just_the_answer(fake_server: Any) -> None:
+    result = run_chat("--max-tokens", "5", "--seed", "1", stdin="Tell me.\n", url=fake_server.url)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "Once upon a time.\n", "")
+    [body] = fake_server.bodies
+    assert contents(body) == ["Tell me."]
+    assert (body["max_tokens"], body["seed"], body["stream"]) == (5, 1, True)
+
+
+def test_an_absent_server_is_one_line_and_exit_code_1() -> None:
+    result = run_chat(stdin="Hello", url="http://127.0.0.1:9")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.count("\n") == 1
+    assert "No server answers at http://127.0.0.1:9" in result.stderr
+
+
+def test_a_refusal_is_one_line_and_exit_code_1(fake_server: Any) -> None:
+    fake_server.refusal = (401, {"error": {"message": "Wrong API key.", "type": "x"}})
+    result = run_chat(stdin="Hello", url=fake_server.url)
+    assert (result.returncode, result.stderr) == (1, "dijiang: Wrong API key.\n")
+
+
+def test_an_empty_pipe_is_a_usage_error(fake_server: Any) -> None:
+    assert run_chat(stdin=" \n", url=fake_server.url).returncode == 2
+    assert fake_server.bodies == []
+
+
+def test_the_key_comes_from_a_file(fake_server: Any, tmp_path: Any) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("secret\n")
+    run_chat("--api-key-file", str(key_file), stdin="Hello", url=fake_server.url)
+    assert fake_server.headers[0]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "vt100", "dumb"])
+def test_turns_of_a_conversation_follow_each_other(
+    open_terminal: Callable[..., Terminal], fake_server: Any, term: str
+) -> None:
+    terminal = open_terminal(term=term)
+    terminal.wait_for_prompt()
+    shown = terminal.enter("Hello\r", r"3 tokens · TTFT \d+\.\d\d s")
+    assert "Once upon a time." in shown
+    terminal.enter("And then?\r", "3 tokens")
+    terminal.type("\x04")
+    assert terminal.wait_for_exit() == 0
+    assert [contents(body) for body in fake_server.bodies] == [
+        ["Hello"],
+        ["Hello", "Once upon a time.", "And then?"],
+    ]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(
+    open_terminal: Callable[..., Terminal], fake_server: Any
+) -> None:
+    fake_server.hangs = True
+    terminal = open_terminal()
+    terminal.wait_for_prompt()
+    terminal.type("Hello\r")
+    terminal.wait_for("a time")
+    terminal.enter("\x03", "stopped · 3 tokens")
+    assert fake_server.client_left.wait(10)
+
+    fake_server.hangs = False
+    terminal.enter("Go on\r", "3 tokens")
+    assert contents(fake_server.bodies[-1]) == ["Hello", "Once upon a time.", "Go on"]
+    terminal.type("\x04")
+    assert terminal.wait_for_exit() == 0
+
+
+def test_ctrl_c_at_the_prompt_drops_the_line(
+    open_terminal: Callable[..., Terminal], fake_server: Any
+) -> None:
+    terminal = open_terminal()
+    terminal.wait_for_prompt()
+    terminal.enter("never sent\x03", "Ctrl-D leaves")
+    terminal.enter("sent\r", "3 tokens")
+    assert contents(fake_server.bodies[-1]) == ["sent"]
+
+
+def test_commands_change_the_conversation(
+    open_terminal: Callable[..., Terminal], fake_server: Any
+) -> None:
+    terminal = open_terminal("--system", "Be brief.")
+    terminal.wait_for_prompt()
+    for keys, answer in [
+        ("one\r", "3 tokens"),
+        ("/reset\r", "afresh"),
+        ("/system Be kind.\r", "System prompt set"),
+        ("two\r", "3 tokens"),
+        ("/system\r", "No system prompt"),
+        ("/help\r", "/reset "),
+        ("/what\r", "No such command: /what"),
+        ("three\r", "3 tokens"),
+    ]:
+        terminal.enter(keys, answer)
+    terminal.type("/quit\r")
+    assert terminal.wait_for_exit() == 0
+    assert [contents(body) for body in fake_server.bodies] == [
+        ["Be brief.", "one"],
+        ["Be kind.", "two"],
+        ["two", "Once upon a time.", "three"],
+    ]
+
+
+def test_a_failing_answer_does_not_end_the_program(
+    open_terminal: Callable[..., Terminal], fake_server: Any
+) -> None:
+    terminal = open_terminal()
+    terminal.wait_for_prompt()
+    fake_server.refusal = (429, {"error": {"message": "Too busy."}})
+    terminal.enter("Hello\r", "Error: Too busy.")
+    fake_server.refusal = None
+    terminal.enter("Again\r", "3 tokens")
+    assert contents(fake_server.bodies[-1]) == ["Again"]
+
+
+def test_alt_enter_starts_a_new_line(
+    open_terminal: Callable[..., Terminal], fake_server: Any
+) -> None:
+    terminal = open_terminal()
+    terminal.wait_for_prompt()
+    terminal.enter("two\x1b\rlines\r", "3 tokens")
+    assert contents(fake_server.bodies[-1]) == ["two\nlines"]
+
+
+def test_a_model_cannot_drive_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\x07\x9bc\ud800\t\n🦊 é\u200d") == "a[2Jbc\t\n🦊 é\u200d"
+
+
+def test_a_turn_without_an_answer_is_forgotten(fake_server: Any) -> None:
+    fake_server.pieces = []
+    with Client(fake_server.url) as client:
+        conversation = Conversation(client, {})
+        assert list(conversation.ask("Hello", Timing())) == []
+        assert conversation.turns == []
+
+
+def test_what_was_seen_of_a_stopped_answer_is_remembered(fake_server: Any) -> None:
+    with Client(fake_server.url) as client:
+        conversation = Conversation(client, {})
+        pieces = conversation.ask("Hello", Timing())
+        assert next(pieces) == "Once"
+        pieces.close()
+    assert conversation.turns == [Message("user", "Hello"), Message("assistant", "Once")]
+
+
+def test_throughput_leaves_the_first_token_out() -> None:
+    timing = Timing(start=10.0)
+    timing.first, timing.last, timing.usage = 10.5, 12.5, Usage(7, 21)
+    assert timing.summary() == "21 tokens · TTFT 0.50 s · 10 tokens/s"
+
+
+def test_an_answer_without_usage_counts_its_events() -> None:
+    timing = Timing()
+    for text in ("a", "b", ""):
+        timing.saw(Delta(text=text))
+    assert timing.summary().startswith("2 tokens")
