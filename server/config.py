@@ -19,8 +19,6 @@ API_KEYS_VARIABLE = "DIJIANG_API_KEYS"
 
 C = TypeVar("C", bound=msgspec.Struct)
 
-Seconds = Annotated[float, Meta(ge=0.0)]
-
 
 class ConfigError(Exception):
     """An option that cannot be used, told to the operator."""
@@ -56,31 +54,31 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 2 * 2**20
 
     header_timeout_seconds: Annotated[
-        Seconds, Meta(description="Time a client has to send a request's headers.")
+        float, Meta(ge=0.0, description="Time a client has to send a request's headers.")
     ] = 10.0
     body_timeout_seconds: Annotated[
-        Seconds, Meta(description="Time a client has to send a request's body.")
+        float, Meta(ge=0.0, description="Time a client has to send a request's body.")
     ] = 30.0
     keep_alive_timeout_seconds: Annotated[
-        Seconds, Meta(description="Idle time before a connection is closed.")
+        float, Meta(ge=0.0, description="Idle time before a connection is closed.")
     ] = 75.0
     send_timeout_seconds: Annotated[
-        Seconds, Meta(description="Time a client may stop reading before its stream is aborted.")
+        float,
+        Meta(ge=0.0, description="Time a client may stop reading before its stream is aborted."),
     ] = 30.0
     sse_keep_alive_seconds: Annotated[
-        Seconds, Meta(description="Silence before a stream gets a comment. 0: never.")
+        float, Meta(ge=0.0, description="Silence before a stream gets a comment. 0: never.")
     ] = 15.0
     drain_seconds: Annotated[
-        Seconds, Meta(description="Time that running requests have to finish after SIGTERM.")
+        float, Meta(ge=0.0, description="Time that running requests have to finish after SIGTERM.")
     ] = 30.0
 
     vllm_metrics: Annotated[
         bool, Meta(description="Export the metrics under vLLM's names beside our own.")
     ] = True
-    enable_docs: Annotated[bool, Meta(description="Serve the OpenAPI schema at /openapi.json.")] = (
-        False
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least level to log.")
+    ] = "info"
     access_log: Annotated[bool, Meta(description="Log a line for every request.")] = False
 
     api_key_hashes: tuple[str, ...] = ()

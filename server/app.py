@@ -1,0 +1,73 @@
+"""The application: routes, middleware and error handlers around one engine."""
+
+import time
+
+from dijiang_runtime.engine.client import EngineClient
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+
+import dijiang_runtime
+from dijiang_runtime.errors import DiJiangError, InvalidRequestError
+from server.config import ServerConfig
+from server.context import ServerContext
+from server.errors import error_response, http_error_response
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddleware, record_of
+from server.routes import chat, completions, health, metrics, models
+from server.served_model import ServedModel
+
+
+def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
+    """The ASGI application that serves `engine`. Starts nothing: the engine may still be loading.
+
+    Raises:
+        ModelLoadError: the model folder's tokenizer or template is not usable.
+    """
+    app = FastAPI(
+        title="DiJiang", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
+    for module in (chat, completions, models, health, metrics):
+        app.include_router(module.router)
+    paths = [route.path for route in app.routes if isinstance(route, Route)]
+
+    model = ServedModel.load(config.model, config.model_names)
+    context = ServerContext(
+        config=config,
+        engine=engine,
+        model=model,
+        metrics=Metrics(
+            model.names[0],
+            version=dijiang_runtime.__version__,
+            vllm_names=config.vllm_metrics,
+            paths=paths,
+        ),
+        lifecycle=Lifecycle(),
+        started_at=int(time.time()),
+    )
+    context.metrics.watch_engine(engine)
+    app.state.context = context
+
+    app.add_exception_handler(DiJiangError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, _answer_bad_url)
+    # The last one added is the outermost.
+    app.add_middleware(AuthMiddleware, key_hashes=config.api_key_hashes)
+    app.add_middleware(LimitsMiddleware, max_body_bytes=config.max_body_bytes)
+    app.add_middleware(RequestMiddleware, metrics=context.metrics, access_log=config.access_log)
+    return app
+
+
+async def _answer_error(http: Request, exc: Exception) -> Response:
+    return error_response(exc, record_of(http.scope).request_id)
+
+
+async def _answer_http_error(http: Request, exc: HTTPException) -> Response:
+    return http_error_response(exc.status_code, exc.headers)
+
+
+async def _answer_bad_url(http: Request, exc: Exception) -> Response:
+    return await _answer_error(http, InvalidRequestError("A parameter of the URL is not valid."))

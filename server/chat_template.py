@@ -1,0 +1,156 @@
+"""From the messages of a chat to the text that the model continues.
+
+The template comes from the model's folder and from nowhere else: a template is a program. A model
+without one is a base model, which continues text; see `DEFAULT_TEMPLATE`.
+"""
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from dijiang_runtime.errors import InvalidRequestError, ModelLoadError
+from dijiang_runtime.tokenizer import Tokenizer
+
+Message = dict[str, str]
+
+# For a model that was only taught to continue text. What the assistant wrote follows directly on
+# what came before it, because that is what the model continued; everybody else begins a new
+# paragraph. So "Once upon a time" is answered with the rest of the story, the next message is a
+# paragraph that the story goes on from, and an answer that is sent back as history is the same
+# tokens that the model wrote. No role is ever spelled out: such a model would write roles too.
+DEFAULT_TEMPLATE = """\
+{%- for message in messages -%}
+  {%- if not loop.first and message["role"] != "assistant" -%}{{ "\\n\\n" }}{%- endif -%}
+  {{- message["content"] -}}
+{%- endfor -%}"""
+
+# Unicode noncharacters: they mean nothing in text, so one of them is always free to be a mark.
+_MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A piece of a rendered prompt."""
+
+    text: str
+    allow_special: bool
+    """Whether special tokens spelled in the text are meant: only the template may mean them."""
+
+
+class ChatTemplate:
+    """A compiled chat template, and how its result becomes tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Compile the tokenizer's template.
+
+        Raises:
+            ModelLoadError: it is not valid Jinja.
+        """
+        source = tokenizer.chat_template
+        self.is_default = source is None
+        self._tokenizer = tokenizer
+        # The default template means no special token at all, so none has to be told apart.
+        self._special = None if source is None else _special_pattern(tokenizer.special_tokens)
+        self._knows_developer = source is not None and "developer" in source
+        try:
+            self._template = _compile(source if source is not None else DEFAULT_TEMPLATE)
+        except TemplateSyntaxError as exc:
+            raise ModelLoadError(f"The model's chat template is not valid Jinja: {exc}.") from exc
+
+    def encode(self, messages: Sequence[Message], *, max_chars: int) -> list[int]:
+        """The prompt's token ids.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages, or the result is too long.
+        """
+        parts = self.render(messages)
+        if sum(len(part.text) for part in parts) > max_chars:
+            raise InvalidRequestError(
+                f"messages must not render to more than {max_chars} characters.", param="messages"
+            )
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            # A template of the model's own spells BOS itself, where it wants one.
+            ids += self._tokenizer.encode(
+                part.text,
+                add_special_tokens=self.is_default and i == 0,
+                allow_special=part.allow_special and not self.is_default,
+            )
+        return ids
+
+    def render(self, messages: Sequence[Message]) -> list[PromptPart]:
+        """The prompt's text, cut where a user spelled a special token."""
+        mark = self._free_mark(messages)
+        try:
+            text = self._template.render(
+                messages=[self._prepared(message, mark) for message in messages],
+                add_generation_prompt=True,
+                bos_token=self._spelling(self._tokenizer.bos_id),
+                eos_token=self._spelling(next(iter(self._tokenizer.eos_ids), None)),
+            )
+        except TemplateError as exc:
+            raise InvalidRequestError(
+                f"The model's chat template refuses these messages: {exc}", param="messages"
+            ) from exc
+        except (TypeError, ValueError, KeyError, OverflowError) as exc:
+            raise InvalidRequestError(
+                "The model's chat template cannot render these messages.", param="messages"
+            ) from exc
+        # Pieces at even places are the template's and ordinary text; those between a pair of marks
+        # are special tokens that somebody typed.
+        pieces = text.split(mark)
+        return [PromptPart(piece, i % 2 == 0) for i, piece in enumerate(pieces) if piece]
+
+    def _prepared(self, message: Message, mark: str) -> Message:
+        """The message with every special token in it between two marks."""
+        role = message["role"]
+        if role == "developer" and not self._knows_developer:
+            role = "system"
+        prepared = {name: self._marked(value, mark) for name, value in message.items()}
+        return {**prepared, "role": role}
+
+    def _marked(self, text: str, mark: str) -> str:
+        return text if self._special is None else mark.join(self._special.split(text))
+
+    def _free_mark(self, messages: Sequence[Message]) -> str:
+        for mark in _MARKS:
+            if not any(mark in value for message in messages for value in message.values()):
+                return mark
+        raise InvalidRequestError(
+            "messages must not hold all Unicode noncharacters.", param="messages"
+        )
+
+    def _spelling(self, token_id: int | None) -> str:
+        return "" if token_id is None else self._tokenizer.id_to_token(token_id) or ""
+
+
+def _special_pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:
+    """Splits a text into ordinary pieces at even places and special tokens at odd ones."""
+    return re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
+
+
+def _compile(source: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(source)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """Jinja's own filter escapes HTML, which a prompt is not."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)

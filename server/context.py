@@ -1,0 +1,33 @@
+"""What every route needs, in one value that belongs to the app."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from dijiang_runtime.engine.client import EngineClient
+from fastapi import Depends, Request
+
+from server.config import ServerConfig
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.served_model import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class ServerContext:
+    """The parts of one server. There is no other state."""
+
+    config: ServerConfig
+    engine: EngineClient
+    model: ServedModel
+    metrics: Metrics
+    lifecycle: Lifecycle
+    started_at: int
+    """Unix time in seconds."""
+
+
+def _context(request: Request) -> ServerContext:
+    context: ServerContext = request.app.state.context
+    return context
+
+
+ContextDep = Annotated[ServerContext, Depends(_context)]

@@ -1,0 +1,187 @@
+"""The engine's side of one client request: `n` sequences for each of its prompts."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import msgspec
+from dijiang_runtime.engine.client import RequestStream
+
+from dijiang_runtime.errors import (
+    DiJiangError,
+    EngineDeadError,
+    EngineOverloadedError,
+    RequestFailedError,
+)
+from dijiang_runtime.request import (
+    FinishReason,
+    PositionLogprobs,
+    Request,
+    RequestOutput,
+    SamplingParams,
+)
+from server.context import ServerContext
+from server.metrics import SequenceMeter
+from server.protocol.common import Usage
+from server.protocol.sampling import seed_of_choice
+
+Batch = list[tuple[int, RequestOutput]]
+"""Outputs that are ready together, each with the index of its choice."""
+
+
+class Choice:
+    """One answer, as it is put together from outputs."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[PositionLogprobs] = []
+        self.prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self._text: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    def add(self, output: RequestOutput) -> None:
+        """Append what is new."""
+        self._text.append(output.text)
+        self.logprobs.extend(output.logprobs or ())
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        if output.finish_reason is not None:
+            self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
+
+
+class Generation:
+    """The sequences of one client request, running in the engine from the start.
+
+    A context manager: leaving it aborts what still runs, so the client's leaving frees its slots.
+    Neither that nor anything else on the way out awaits, because the task may be cancelled.
+    """
+
+    def __init__(self, context: ServerContext, requests: Sequence[Request], num_choices: int):
+        """Hand all requests to the engine, or none.
+
+        Args:
+            requests: `num_choices` for each prompt, those of one prompt next to each other.
+
+        Raises:
+            InvalidRequestError, EngineOverloadedError, EngineDeadError: as the engine says.
+        """
+        self._requests = requests
+        self._num_choices = num_choices
+        self._streams: list[RequestStream] = []
+        self._pumps: list[asyncio.Task[None]] = []
+        self._meters = [SequenceMeter(context.metrics, request) for request in requests]
+        self._num_output_tokens = [0] * len(requests)
+        try:
+            for request in requests:
+                self._streams.append(context.engine.generate(request))
+        except DiJiangError as exc:
+            self._abort()
+            if isinstance(exc, EngineOverloadedError):
+                context.metrics.admission_rejected("queue_full")
+            elif isinstance(exc, EngineDeadError):
+                context.metrics.admission_rejected("engine_not_ready")
+            raise
+        context.metrics.params_n.observe(num_choices)
+        context.metrics.params_max_tokens.observe(requests[0].sampling.max_tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._abort()
+
+    def usage(self) -> Usage:
+        """The tokens so far. A prompt counts once, however many choices it has."""
+        prompts = self._requests[:: self._num_choices]
+        num_prompt_tokens = sum(len(request.prompt_token_ids) for request in prompts)
+        num_output_tokens = sum(self._num_output_tokens)
+        return Usage(num_prompt_tokens, num_output_tokens, num_prompt_tokens + num_output_tokens)
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        """Yield what is new, until every sequence has finished.
+
+        Raises:
+            RequestFailedError, EngineDeadError: one of the sequences failed, and with it all.
+        """
+        source = self._one_stream() if len(self._streams) == 1 else self._many_streams()
+        async for batch in source:
+            for index, output in batch:
+                self._note(index, output)
+            yield batch
+
+    async def collect(self) -> list[Choice]:
+        """Wait for the end, and return the answers in the order of the requests."""
+        choices = [Choice() for _ in self._requests]
+        async for batch in self.batches():
+            for index, output in batch:
+                choices[index].add(output)
+        return choices
+
+    async def _one_stream(self) -> AsyncIterator[Batch]:
+        async for output in self._streams[0]:
+            yield [(0, output)]
+
+    async def _many_streams(self) -> AsyncIterator[Batch]:
+        queue: asyncio.Queue[tuple[int, RequestOutput | Exception]] = asyncio.Queue()
+
+        async def pump(index: int, stream: RequestStream) -> None:
+            try:
+                async for output in stream:
+                    queue.put_nowait((index, output))
+            except Exception as exc:
+                queue.put_nowait((index, exc))
+
+        self._pumps = [asyncio.create_task(pump(*pair)) for pair in enumerate(self._streams)]
+        num_running = len(self._streams)
+        while num_running:
+            ready = [await queue.get()]
+            while not queue.empty():
+                ready.append(queue.get_nowait())
+            batch: Batch = []
+            for index, item in ready:
+                if isinstance(item, Exception):
+                    raise item
+                num_running -= item.finished
+                batch.append((index, item))
+            yield batch
+
+    def _note(self, index: int, output: RequestOutput) -> None:
+        self._meters[index].observe(output)
+        self._num_output_tokens[index] = output.num_output_tokens
+        if output.finish_reason is FinishReason.ABORT:
+            raise RequestFailedError("The request was aborted by the server.")
+
+    def _abort(self) -> None:
+        for stream in self._streams:
+            stream.abort()
+        for pump in self._pumps:
+            pump.cancel()
+
+
+def make_requests(
+    prompts: Sequence[tuple[Sequence[int], SamplingParams]], num_choices: int
+) -> list[Request]:
+    """`num_choices` requests for each prompt, with seeds that differ from choice to choice."""
+    arrival, group = time.time(), uuid4().hex
+    return [
+        Request(
+            request_id=f"{group}-{prompt_index * num_choices + choice}",
+            prompt_token_ids=tuple(token_ids),
+            sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, choice)),
+            arrival_time=arrival,
+        )
+        for prompt_index, (token_ids, sampling) in enumerate(prompts)
+        for choice in range(num_choices)
+    ]

@@ -1,0 +1,198 @@
+"""What every request passes before its route, as pure ASGI: id, limits, API key.
+
+The order is fixed by `app.py`: `RequestMiddleware` is outermost, so that everything below it,
+refusals included, carries a request id and is counted.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dijiang_runtime.errors import InvalidRequestError
+from server.errors import (
+    AuthenticationError,
+    BodyTooLargeError,
+    ClientDisconnectedError,
+    UnsupportedMediaTypeError,
+    error_response,
+)
+from server.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["ok", "error", "aborted", "rejected"]
+
+PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/health"})
+"""All that may be asked without a key. Any other path, existing or not, needs one."""
+
+_CLIENT_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """What became of one HTTP request; routes and streams write to it."""
+
+    request_id: str
+    status: int = 0
+    accepted: bool = False
+    """The engine has the request: from here on a failure is ours."""
+    outcome: Outcome | None = None
+    """Set where the status alone does not tell: a stream that failed, a client that left."""
+
+    def final_outcome(self) -> Outcome:
+        if self.outcome is not None:
+            return self.outcome
+        if self.status < 400:
+            return "ok" if self.status else "aborted"
+        refused = self.status < 500 or (self.status == 503 and not self.accepted)
+        return "rejected" if refused else "error"
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record that `RequestMiddleware` made for this request."""
+    record: RequestRecord = scope["state"]["record"]
+    return record
+
+
+class RequestMiddleware:
+    """Gives every request an id and a record, counts it, and answers what nobody caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord(_request_id(Headers(scope=scope).get("x-request-id")))
+        scope.setdefault("state", {})["record"] = record
+        started = time.perf_counter()
+        self.metrics.http_request_started(scope["method"], scope["path"])
+        try:
+            await self._answer(scope, receive, send, record)
+        finally:
+            self.metrics.http_request_finished(
+                scope["method"], scope["path"], record.status, record.final_outcome()
+            )
+            if self.access_log:
+                # %r: a path is the client's, and may hold line breaks and escape codes.
+                logger.info(
+                    "%s %s %r %d %.1f ms",
+                    record.request_id,
+                    scope["method"],
+                    scope["path"],
+                    record.status,
+                    1e3 * (time.perf_counter() - started),
+                )
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, record: RequestRecord
+    ) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = record.request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnectedError:
+            record.outcome = "aborted"
+        except Exception as exc:
+            logger.exception("%s failed", record.request_id)
+            record.outcome = "error"
+            if record.status:
+                raise  # The answer has begun: only the server can cut it off.
+            await error_response(exc, record.request_id)(scope, receive, send_with_id)
+
+
+class LimitsMiddleware:
+    """Refuses bodies that are too long or not plain JSON, the former also while reading them."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check_headers(Headers(scope=scope))
+        except InvalidRequestError as exc:
+            await error_response(exc, record_of(scope).request_id)(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def counted_receive() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self.max_body_bytes:
+                raise BodyTooLargeError(self.max_body_bytes)
+            return message
+
+        await self.app(scope, counted_receive, send)
+
+    def _check_headers(self, headers: Headers) -> None:
+        if headers.get("content-encoding", "identity") != "identity":
+            raise UnsupportedMediaTypeError("Send the body without Content-Encoding.")
+        media_type, _, options = headers.get("content-type", "").partition(";")
+        charset = options.strip().lower().removeprefix("charset=").strip('"')
+        if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+            raise UnsupportedMediaTypeError(
+                "Send JSON in UTF-8, with the header 'Content-Type: application/json'."
+            )
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise InvalidRequestError("The Content-Length header is not a number.")
+        # Compare lengths of digits first: a number of 5,000 digits is not worth converting.
+        if len(length) > 18 or int(length) > self.max_body_bytes:
+            raise BodyTooLargeError(self.max_body_bytes)
+
+
+class AuthMiddleware:
+    """Asks for an API key on every path except `PUBLIC_PATHS`, when any key is configured."""
+
+    def __init__(self, app: ASGIApp, key_hashes: Iterable[str]) -> None:
+        self.app = app
+        self.key_digests = [bytes.fromhex(key_hash) for key_hash in key_hashes]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The path alone decides, never the URL: that one is put together from the Host header.
+        is_guarded = scope["type"] != "lifespan" and scope["path"] not in PUBLIC_PATHS
+        if self.key_digests and is_guarded and not self._has_valid_key(scope):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            refusal = error_response(AuthenticationError(), record_of(scope).request_id)
+            await refusal(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _has_valid_key(self, scope: Scope) -> bool:
+        values = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(values) != 1 or values[0][:7].lower() != b"bearer ":
+            return False
+        digest = hashlib.sha256(values[0][7:].strip()).digest()
+        # Every key is compared, so that the time does not tell which one came close.
+        matches = [hmac.compare_digest(digest, known) for known in self.key_digests]
+        return any(matches)
+
+
+def _request_id(from_client: str | None) -> str:
+    """The client's own id where it is harmless to repeat, else a new one."""
+    if from_client is not None and _CLIENT_REQUEST_ID.fullmatch(from_client):
+        return from_client
+    return f"req-{uuid4().hex}"

@@ -1,0 +1,163 @@
+"""`/v1/chat/completions`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from pydantic import Field
+
+from dijiang_runtime.errors import InvalidRequestError
+from dijiang_runtime.request import NO_LOGPROBS, FinishReason
+from server.errors import UnsupportedParameterError
+from server.protocol.common import MaybeUsage, RequestModel, Usage
+from server.protocol.logprobs import ChatLogprobs, PromptLogprobs
+from server.protocol.sampling import GenerationRequest
+
+Role = Literal["system", "developer", "user", "assistant"]
+
+# What would make a message more than its text.
+_MESSAGE_EXTRAS = ("tool_calls", "function_call", "tool_call_id", "audio", "reasoning_content")
+
+
+class ContentPart(RequestModel):
+    """One part of a message's content. Only text is understood."""
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(RequestModel):
+    role: Role
+    content: str | Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)]
+    name: str | None = None
+    """Accepted for compatibility; templates may use it."""
+
+    def text(self, param: str) -> str:
+        """The whole content as one string. `param` is where the message stands in the request."""
+        for name in _MESSAGE_EXTRAS:
+            if (self.model_extra or {}).get(name):
+                raise UnsupportedParameterError(
+                    f"{param}.{name} is not supported by this server.", param=f"{param}.{name}"
+                )
+        if isinstance(self.content, str):
+            return self.content
+        for i, part in enumerate(self.content):
+            where = f"{param}.content[{i}]"
+            if part.type != "text":
+                raise UnsupportedParameterError(
+                    f"{where}.type must be 'text': this model reads nothing else.",
+                    param=f"{where}.type",
+                )
+            if part.text is None:
+                raise InvalidRequestError(f"{where}.text is required.", param=f"{where}.text")
+        return "".join(part.text or "" for part in self.content)
+
+
+class ChatCompletionRequest(GenerationRequest):
+    """Answer the last of some messages."""
+
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True)]
+    max_completion_tokens: int | None = None
+    """Newer name of `max_tokens`; wins over it."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    @property
+    def num_logprobs(self) -> int:
+        return (self.top_logprobs or 0) if self.logprobs else NO_LOGPROBS
+
+    @property
+    def token_limit(self) -> int | None:
+        """The longest answer that the client wants."""
+        if self.max_completion_tokens is not None:
+            return self.max_completion_tokens
+        return self.max_tokens
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        renamed = {"logprobs": "top_logprobs"}
+        if self.max_completion_tokens is not None:
+            renamed["max_tokens"] = "max_completion_tokens"
+        return renamed
+
+    def check(self, *, max_choices: int) -> None:
+        super().check(max_choices=max_choices)
+        if self.top_logprobs is not None:
+            if not self.logprobs:
+                raise InvalidRequestError(
+                    "top_logprobs is only allowed when logprobs is true.", param="top_logprobs"
+                )
+            if self.top_logprobs < 0:
+                raise InvalidRequestError("top_logprobs must be at least 0.", param="top_logprobs")
+        if self.token_limit is not None and self.token_limit < 1:
+            name = self.aliases.get("max_tokens", "max_tokens")
+            raise InvalidRequestError(f"{name} must be at least 1.", param=name)
+
+    def conversation(self, *, max_messages: int) -> list[dict[str, str]]:
+        """The messages as a chat template reads them."""
+        if not 1 <= len(self.messages) <= max_messages:
+            raise InvalidRequestError(
+                f"messages must hold 1 to {max_messages} messages.", param="messages"
+            )
+        conversation = []
+        for i, message in enumerate(self.messages):
+            entry = {"role": message.role, "content": message.text(f"messages[{i}]")}
+            if message.name is not None:
+                entry["name"] = message.name
+            conversation.append(entry)
+        return conversation
+
+
+class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+    """What stopped the answer: the stop string or token id; null for the end of the text."""
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is new in a message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+
+
+class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a streamed answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: MaybeUsage = msgspec.UNSET

@@ -1,0 +1,153 @@
+"""What all requests share: how a body is read, and what is refused rather than ignored."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dijiang_runtime.errors import InvalidRequestError
+from server.errors import UnsupportedParameterError
+
+M = TypeVar("M", bound="RequestModel")
+
+MAX_REPORTED_FIELDS = 16
+
+# Fields that would change the answer, each with the values that ask for nothing. Ignoring one would
+# give an unconstrained answer to somebody who relies on the constraint.
+UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "file_url": (),
+    "function_call": ("none",),
+    "functions": ([],),
+    "grammar": (),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_whitespace_pattern": (),
+    "image_url": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "logprob_token_ids": ([],),
+    "lora_request": (),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "prediction": (),
+    "prompt_embeds": (),
+    "reasoning": (),
+    "regex": (),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+}
+
+# What a union of types expects, in words: pydantic would report a failure of each member.
+EXPECTATIONS = {
+    "prompt": "must be a string, a list of strings, a list of token ids, or a list of those",
+    "stop": "must be a string or a list of strings",
+    "content": "must be a string or a list of text parts",
+}
+
+_HEADER_SAFE = re.compile(r"[\w.-]{1,64}", re.ASCII)
+
+
+class RequestModel(BaseModel):
+    """A JSON object from a client. Unknown fields are kept aside, to be refused or reported."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    def check_unsupported(self) -> None:
+        """Raise `UnsupportedParameterError` for a field that would change the answer."""
+        for name, value in (self.model_extra or {}).items():
+            if name not in UNSUPPORTED_FIELDS or value is None:
+                continue
+            # 1 == True in Python, but not in JSON.
+            harmless = UNSUPPORTED_FIELDS[name]
+            if not any(value == h and type(value) is type(h) for h in harmless):
+                raise UnsupportedParameterError(
+                    f"{name} is not supported by this server.", param=name
+                )
+
+    def ignored_fields(self) -> list[str]:
+        """Unknown fields that have no effect, as far as they can stand in a header."""
+        names = (name for name in self.model_extra or {} if name not in UNSUPPORTED_FIELDS)
+        return sorted(name for name in names if _HEADER_SAFE.fullmatch(name))[:MAX_REPORTED_FIELDS]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of a request: what was read, what was written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+MaybeUsage = Usage | None | msgspec.UnsetType
+"""Absent from a stream's chunks, or null in them, or the tokens so far."""
+
+
+def parse_body(model: type[M], body: bytes) -> M:
+    """Read a request body.
+
+    Raises:
+        InvalidRequestError: it is not JSON, or not of this form; names the field, echoes nothing.
+        UnsupportedParameterError: it asks for something that is not implemented.
+    """
+    try:
+        request = model.model_validate_json(body)
+    except ValidationError as exc:
+        raise _first_error(exc) from None
+    request.check_unsupported()
+    return request
+
+
+def _first_error(exc: ValidationError) -> InvalidRequestError:
+    error = exc.errors(include_input=False, include_url=False, include_context=False)[0]
+    if error["type"] == "json_invalid":
+        return InvalidRequestError(f"The body is not valid JSON: {error['msg'][14:]}.")
+    param = _spell(error["loc"])
+    if not param:
+        return InvalidRequestError("The body must be a JSON object.")
+    field = re.split(r"[.\]]", param)[-1]
+    if field in EXPECTATIONS and error["type"] != "missing":
+        return InvalidRequestError(f"{param} {EXPECTATIONS[field]}.", param=param)
+    rule = error["msg"].removeprefix("Input should be ")
+    rule = "is required" if error["type"] == "missing" else f"must be {rule}"
+    return InvalidRequestError(f"{param} {rule}.", param=param)
+
+
+def _spell(location: tuple[int | str, ...]) -> str:
+    """`("messages", 0, "role")` as `messages[0].role`.
+
+    Stops where the location leaves the fields that we declare: at the members of a union, and at
+    the keys of a mapping, which are the client's own text.
+    """
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier():
+            path += f".{part}" if path else part
+        if path.rpartition(".")[2] in {*EXPECTATIONS, "logit_bias"}:
+            break
+    return path

@@ -1,0 +1,75 @@
+"""`/v1/completions`."""
+
+from typing import Annotated, Literal, cast
+
+import msgspec
+from pydantic import Field
+
+from dijiang_runtime.errors import InvalidRequestError
+from dijiang_runtime.request import NO_LOGPROBS, FinishReason
+from server.protocol.common import MaybeUsage
+from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
+from server.protocol.sampling import GenerationRequest
+
+DEFAULT_MAX_TOKENS = 16
+"""As in the OpenAI API."""
+
+FailFast = Field(fail_fast=True)
+TokenIds = Annotated[list[int], FailFast]
+
+
+class CompletionRequest(GenerationRequest):
+    """Continue one or several prompts."""
+
+    prompt: str | Annotated[list[str], FailFast] | TokenIds | Annotated[list[TokenIds], FailFast]
+    echo: bool | None = None
+    """Put the prompt before the answer."""
+    logprobs: int | None = None
+
+    @property
+    def num_logprobs(self) -> int:
+        return NO_LOGPROBS if self.logprobs is None else self.logprobs
+
+    def check(self, *, max_choices: int) -> None:
+        super().check(max_choices=max_choices)
+        if self.logprobs is not None and self.logprobs < 0:
+            raise InvalidRequestError("logprobs must be at least 0.", param="logprobs")
+        if self.max_tokens is not None and self.max_tokens < (0 if self.echo else 1):
+            raise InvalidRequestError(
+                "max_tokens must be at least 1, or 0 with echo.", param="max_tokens"
+            )
+
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, of which none is empty."""
+        prompts: list[str] | list[list[int]]
+        if isinstance(self.prompt, str):
+            prompts = [self.prompt]
+        elif self.prompt and isinstance(self.prompt[0], int):
+            prompts = [self.prompt]
+        else:
+            prompts = cast(list[str] | list[list[int]], self.prompt)
+        if not prompts or not all(prompts):
+            raise InvalidRequestError("prompt must not be empty.", param="prompt")
+        return prompts
+
+
+class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+    """What stopped the answer: the stop string or token id; null for the end of the text."""
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer, and in a stream one event of it."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: MaybeUsage = msgspec.UNSET

@@ -1,0 +1,154 @@
+"""The fields that completions and chat share, and how they become `SamplingParams`."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import Field
+
+from dijiang_runtime.errors import InvalidRequestError
+from dijiang_runtime.request import NO_LOGPROBS, SamplingParams
+from server.protocol.common import RequestModel
+
+ShortList = Field(max_length=1024, fail_fast=True)
+
+
+class StreamOptions(RequestModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+    """Send one more chunk, the last, with the usage of the whole request."""
+    continuous_usage_stats: bool | None = None
+    """With `include_usage`: send the usage so far with every chunk."""
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's own defaults, from its `generation_config.json`; the request overrides them."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class GenerationRequest(RequestModel):
+    """What every request for text may say. A field that is null is as if it were not there."""
+
+    model: str | None = None
+    """Left out: the model that is served."""
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], ShortList] | None = None
+    stop_token_ids: Annotated[list[int], ShortList] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    prompt_logprobs: int | None = None
+    user: str | None = None
+    """Accepted for compatibility; has no effect."""
+
+    @property
+    def num_choices(self) -> int:
+        return 1 if self.n is None else self.n
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        options = self.stream_options
+        return bool(options and options.include_usage and options.continuous_usage_stats)
+
+    @property
+    def num_logprobs(self) -> int:
+        """Alternatives wanted for each output token, or `NO_LOGPROBS`."""
+        raise NotImplementedError
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Fields of `SamplingParams` that the client spelled differently."""
+        return {}
+
+    def check(self, *, max_choices: int) -> None:
+        """Raise `InvalidRequestError` for what can be told without the model."""
+        if not 1 <= self.num_choices <= max_choices:
+            raise InvalidRequestError(f"n must be between 1 and {max_choices}.", param="n")
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options is only allowed when stream is true.", param="stream_options"
+            )
+        if self.prompt_logprobs is not None:
+            if self.prompt_logprobs < 0:
+                raise InvalidRequestError(
+                    "prompt_logprobs must be at least 0.", param="prompt_logprobs"
+                )
+            if self.stream:
+                raise InvalidRequestError(
+                    "prompt_logprobs is not available with stream.", param="prompt_logprobs"
+                )
+
+    def to_sampling_params(
+        self, defaults: SamplingDefaults, *, max_tokens: int, prompt_logprobs: int = NO_LOGPROBS
+    ) -> SamplingParams:
+        """The sampling parameters of the first choice."""
+        given: dict[str, Any] = {
+            name: value for name in _COPIED_FIELDS if (value := getattr(self, name)) is not None
+        }
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        return SamplingParams(
+            **{**msgspec.structs.asdict(defaults), **given},
+            max_tokens=max_tokens,
+            stop=tuple(stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logprobs=self.num_logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def validate_sampling(
+        self, sampling: SamplingParams, *, vocab_size: int, max_logprobs: int
+    ) -> None:
+        """Raise `InvalidRequestError`, naming the field as the client spelled it."""
+        try:
+            sampling.validate(vocab_size, max_logprobs=max_logprobs)
+        except InvalidRequestError as exc:
+            name = exc.param or ""
+            spelled = self.aliases.get(name, name)
+            raise InvalidRequestError(
+                str(exc).replace(name, spelled, 1), param=spelled or None
+            ) from None
+
+
+def seed_of_choice(seed: int | None, choice: int) -> int | None:
+    """Choice i of a request with seed s has seed s + i, within 64 bits."""
+    if seed is None:
+        return None
+    return (seed + choice + 2**63) % 2**64 - 2**63
+
+
+_COPIED_FIELDS = (
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "include_stop_str_in_output",
+    "ignore_eos",
+)

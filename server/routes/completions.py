@@ -1,0 +1,225 @@
+"""`POST /v1/completions`: continue prompts."""
+
+from dataclasses import dataclass
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from dijiang_runtime.engine.messages import EngineInfo
+from dijiang_runtime.errors import InvalidRequestError
+from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
+from server.context import ContextDep, ServerContext
+from server.generation import Choice, Generation, make_requests
+from server.protocol.common import MaybeUsage
+from server.protocol.completions import (
+    DEFAULT_MAX_TOKENS,
+    Completion,
+    CompletionChoice,
+    CompletionRequest,
+)
+from server.protocol.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from server.routes.common import (
+    MAX_CHARS_PER_TOKEN,
+    AnswerHead,
+    admit,
+    collect,
+    fit,
+    ignored_header,
+    json_response,
+    off_loop,
+    read_request,
+    usage_so_far,
+)
+from server.streaming import EventStream, event
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as tokens, and as the text that `echo` repeats."""
+
+    token_ids: list[int]
+    text: str
+    first_token: str
+
+
+@router.post("/v1/completions")
+async def create_completion(http: Request, context: ContextDep) -> Response:
+    body = await read_request(http, context, CompletionRequest)
+    head = admit(context, body, "cmpl")
+    prompts = await read_prompts(body, context)
+    info = context.engine.info
+    requests = make_requests(
+        [(prompt.token_ids, sampling_params(body, prompt, context, info)) for prompt in prompts],
+        body.num_choices,
+    )
+    generation = Generation(context, requests, body.num_choices)
+    writer = CompletionWriter(body, head, prompts)
+    if body.stream:
+        stream = CompletionStream(writer, generation)
+        return EventStream(context, generation, stream, ignored_header(body))
+    choices = await collect(http, context, generation)
+    answer = writer.completion(
+        [writer.choice(index, choice) for index, choice in enumerate(choices)],
+        generation.usage(),
+    )
+    return json_response(answer, ignored_header(body))
+
+
+async def read_prompts(body: CompletionRequest, context: ServerContext) -> list[Prompt]:
+    """The prompts as tokens. What is too much is refused before any of it is tokenised."""
+    prompts = body.prompts()
+    max_sequences = context.config.max_sequences_per_request
+    if len(prompts) * body.num_choices > max_sequences:
+        raise InvalidRequestError(
+            f"prompt holds {len(prompts)} prompts; times n that may be at most {max_sequences}.",
+            param="prompt",
+        )
+    info = context.engine.info
+    result = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            max_chars = MAX_CHARS_PER_TOKEN * info.max_model_len
+            if len(prompt) > max_chars:
+                raise InvalidRequestError(
+                    f"prompt must not be longer than {max_chars} characters.", param="prompt"
+                )
+            ids = await off_loop(
+                len(prompt), context.model.tokenizer.encode, prompt, allow_special=False
+            )
+            text = prompt
+        else:
+            check_ids(prompt, info)
+            ids = prompt
+            text = context.model.tokenizer.decode(ids, False) if body.echo else ""
+        first = context.model.tokenizer.decode(ids[:1], False) if body.echo else ""
+        result.append(Prompt(ids, text, first))
+    return result
+
+
+def check_ids(token_ids: list[int], info: EngineInfo) -> None:
+    """Raise `InvalidRequestError` for an id that the model does not have."""
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < info.vocab_size:
+            raise InvalidRequestError(
+                f"prompt must hold token ids from 0 to {info.vocab_size - 1}.", param="prompt"
+            )
+
+
+def sampling_params(
+    body: CompletionRequest, prompt: Prompt, context: ServerContext, info: EngineInfo
+) -> SamplingParams:
+    """The sampling parameters of a prompt's first choice, checked."""
+    max_tokens = fit(
+        info,
+        len(prompt.token_ids),
+        wanted=body.max_tokens,
+        default=DEFAULT_MAX_TOKENS,
+        param="prompt",
+    )
+    wanted = NO_LOGPROBS if body.prompt_logprobs is None else body.prompt_logprobs
+    if body.echo:
+        wanted = max(wanted, body.num_logprobs)
+        if max_tokens == 0:
+            # The engine has something to do only if somebody wants the prompt's logprobs.
+            wanted = max(wanted, 0)
+    sampling = body.to_sampling_params(
+        context.model.defaults, max_tokens=max_tokens, prompt_logprobs=wanted
+    )
+    body.validate_sampling(sampling, vocab_size=info.vocab_size, max_logprobs=info.max_logprobs)
+    return sampling
+
+
+class CompletionWriter:
+    """Spells the answers to one request."""
+
+    def __init__(self, body: CompletionRequest, head: AnswerHead, prompts: list[Prompt]) -> None:
+        self.body = body
+        self._head = head
+        self._prompts = prompts
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt that choice `index` continues."""
+        return self._prompts[index // self.body.num_choices]
+
+    def completion(self, choices: list[CompletionChoice], usage: MaybeUsage) -> Completion:
+        head = self._head
+        return Completion(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            system_fingerprint=head.system_fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+    def choice(self, index: int, choice: Choice) -> CompletionChoice:
+        """A finished answer."""
+        prompt = self.prompt_of(index)
+        wants_prompt = self.body.prompt_logprobs is not None and choice.prompt_logprobs is not None
+        return CompletionChoice(
+            index=index,
+            text=(prompt.text if self.body.echo else "") + choice.text,
+            logprobs=self.logprobs(index, choice.prompt_logprobs, choice.logprobs, 0),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            prompt_logprobs=(
+                prompt_logprobs(choice.prompt_logprobs or ()) if wants_prompt else msgspec.UNSET
+            ),
+        )
+
+    def logprobs(
+        self,
+        index: int,
+        of_prompt: tuple[PositionLogprobs | None, ...] | None,
+        of_output: list[PositionLogprobs],
+        text_offset: int,
+    ) -> CompletionLogprobs | None:
+        """The logprobs object, with the prompt's tokens first where they are echoed."""
+        if self.body.logprobs is None:
+            return None
+        positions = (*(of_prompt or ()), *of_output) if self.body.echo else of_output
+        return completion_logprobs(positions, self.prompt_of(index).first_token, text_offset)
+
+
+class CompletionStream:
+    """Spells a stream of completions; see `StreamEncoder`."""
+
+    def __init__(self, writer: CompletionWriter, generation: Generation) -> None:
+        self._writer = writer
+        self._body = writer.body
+        self._generation = generation
+        self._held: dict[int, list[PositionLogprobs]] = {}
+        self._text_offsets: dict[int, int] = {}
+
+    def opening(self) -> bytes:
+        return b""
+
+    def chunk(self, index: int, output: RequestOutput) -> bytes:
+        """One event, or nothing while the text is held back. Held logprobs come with the text."""
+        held = self._held.setdefault(index, [])
+        held.extend(output.logprobs or ())
+        offset = self._text_offsets.get(index)
+        text = output.text
+        if offset is None and self._body.echo:
+            text = self._writer.prompt_of(index).text + text
+        if not (text or output.finished):
+            return b""
+        logprobs = self._writer.logprobs(index, output.prompt_logprobs, held, offset or 0)
+        held.clear()
+        self._text_offsets[index] = (offset or 0) + len(text)
+        choice = CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=output.finish_reason,
+            stop_reason=output.stop_reason,
+        )
+        return event(self._writer.completion([choice], usage_so_far(self._body, self._generation)))
+
+    def closing(self) -> bytes:
+        if not self._body.wants_usage:
+            return b""
+        return event(self._writer.completion([], self._generation.usage()))
