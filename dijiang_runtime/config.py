@@ -26,41 +26,46 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_slots: Annotated[
         int | None,
         Meta(
+            ge=1,
             description="Sequences that may run at once. Default: as many as the state memory "
-            "holds, at most 256."
+            "holds, at most 256.",
         ),
     ] = None
     state_memory_bytes: Annotated[
         int | None,
-        Meta(description="Memory for recurrent states. Default: a quarter of what is free."),
+        Meta(ge=1, description="Memory for recurrent states. Default: a quarter of what is free."),
     ] = None
     max_model_len: Annotated[
         int | None,
         Meta(
+            ge=2,
             description="Longest prompt plus answer, in tokens. Default: the model's positions "
-            "where they are a hard limit, else 1,048,576."
+            "where they are a hard limit, else 1,048,576.",
         ),
     ] = None
     max_batched_tokens: Annotated[
         int,
-        Meta(description="Token budget of one step: decodes first, prompts with the rest."),
+        Meta(ge=1, description="Token budget of one step: decodes first, prompts with the rest."),
     ] = 512
-    max_queued_requests: Annotated[int, Meta(description="Requests that may wait.")] = 256
+    max_queued_requests: Annotated[int, Meta(ge=0, description="Requests that may wait.")] = 256
     max_queued_tokens: Annotated[
         int,
-        Meta(description="Prompt tokens that may wait, beside the first request in the queue."),
+        Meta(
+            ge=0, description="Prompt tokens that may wait, beside the first request in the queue."
+        ),
     ] = 1_048_576
     max_logprobs: Annotated[
-        int, Meta(description="Most alternatives a request may ask for with each token.")
+        int, Meta(ge=0, description="Most alternatives a request may ask for with each token.")
     ] = 20
     num_threads: Annotated[
         int | None,
-        Meta(description="CPU threads of one step. Default: the cores this process may use."),
+        Meta(ge=1, description="CPU threads of one step. Default: the cores this process may use."),
     ] = None
     step_timeout_seconds: Annotated[
         float,
         Meta(
+            gt=0.0,
             description="A step that takes longer means that the engine hangs: it is killed and "
-            "started again."
+            "started again.",
         ),
     ] = 30.0

@@ -2,12 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 import typer
 
 from dijiang_runtime.errors import DiJiangError
 from server.commands.chat import chat
 from server.commands.conversion import convert, evaluate, sample, tokenizer
+from server.commands.serve import serve
 from server.commands.train import train
 from server.config import ConfigError
 
@@ -15,25 +17,34 @@ TRACEBACK_VARIABLE = "DIJIANG_TRACEBACK"
 
 app = typer.Typer(
     name="dijiang",
-    no_args_is_help=True,
     rich_markup_mode=None,
+    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
 @app.callback()
 def dijiang() -> None:
-    """Convert Transformers into linear-attention RNNs, run them, and serve them."""
+    """Convert Transformers into linear-attention RNNs, run them, and serve them.
+
+    Every command explains itself, with examples: dijiang serve --help.
+    """
 
 
-app.command()(chat)
-app.command()(convert)
-app.command()(train)
-app.command("eval")(evaluate)
-app.command()(tokenizer)
-app.command()(sample)
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "serve": (serve, "Serve a model through the OpenAI API."),
+    "chat": (chat, "Chat with a running server."),
+    "convert": (convert, "Turn a pretrained Transformer into a DiJiang model."),
+    "train": (train, "Train a model on text, with or without a teacher."),
+    "eval": (evaluate, "Measure loss and perplexity on text."),
+    "tokenizer": (tokenizer, "Train a tokenizer on text."),
+    "sample": (sample, "Let a vanilla parent write training text."),
+}
+
+for name, (command, summary) in COMMANDS.items():
+    app.command(name, short_help=summary)(command)
 
 
 def main() -> None:

@@ -1,0 +1,38 @@
+"""`dijiang serve`."""
+
+import os
+from typing import Any
+
+import typer
+
+from dijiang_runtime.config import EngineConfig
+from server.commands.common import DEMO_MODEL_NAME, ModelArgument, demo_model_folder
+from server.commands.options import with_config_flags
+from server.config import ServerConfig, merge_options
+
+
+@with_config_flags(ServerConfig, EngineConfig)
+def serve(model: ModelArgument = None, *, flags: dict[str, Any]) -> None:
+    """Serve a model through the OpenAI API, with streaming and metrics.
+
+    Every option can also be set as a variable: --max-slots as DIJIANG_MAX_SLOTS. A flag wins. API
+    keys come from --api-key-file or from DIJIANG_API_KEYS, separated by commas.
+
+    Examples:
+
+        dijiang serve
+
+        dijiang serve ./pythia-410m-dijiang --port 9000 --max-slots 64
+
+        dijiang serve ./model --host 0.0.0.0 --api-key-file keys.txt
+    """
+    from server.run import run_server
+
+    if model is None and "DIJIANG_MODEL" not in os.environ:
+        model = demo_model_folder()
+        if not flags["served_model_name"] and "DIJIANG_SERVED_MODEL_NAME" not in os.environ:
+            flags["served_model_name"] = [DEMO_MODEL_NAME]
+    flags["model"] = model
+    config = ServerConfig.resolve(flags, os.environ)
+    engine_config = merge_options(EngineConfig, flags, os.environ)
+    raise typer.Exit(run_server(config, engine_config))
