@@ -73,7 +73,7 @@ LLAMA3_ROPE = {
 PARENTS = {
     "neox-8x8": lambda: neox(8, 8),
     "neox-12x64-straddling-groups": lambda: neox(12, 64),
-    "neox-32x80-straddling-groups": lambda: neox(32, 80),
+    "neox-8x20-straddling-groups": lambda: neox(8, 20),  # 32 / 80 of the 2.8B shape, reduced
     "neox-sequential": lambda: neox(4, 16, use_parallel_residual=False),
     "llama-grouped-queries": lambda: llama_like(LlamaConfig, LlamaForCausalLM),
     "llama-tied": lambda: llama_like(
