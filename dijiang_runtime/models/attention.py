@@ -60,11 +60,10 @@ def default_log_decay_rate(num_heads: int) -> Tensor:
 
     γ_h = 1 - exp(linspace(ln 1/32, ln 1/512, H)).
     """
-    gamma = (
-        1
-        - torch.linspace(math.log(1 / 32), math.log(1 / 512), num_heads, dtype=torch.float64).exp()
+    exponents = torch.linspace(
+        math.log(1 / 32), math.log(1 / 512), num_heads, dtype=torch.float64
     )
-    return (-gamma.log()).log()
+    return (-torch.log1p(-exponents.exp())).log()
 
 
 class Attention(nn.Module):
@@ -96,13 +95,12 @@ class Attention(nn.Module):
 
     def initialise_gate(self) -> None:
         """The authors' small random gate, or a neutral one where it has a bias."""
-        if not self.config.attention.gate:
-            return
-        if self.gate.bias is None:
-            nn.init.xavier_uniform_(self.gate.weight, gain=2**-2.5)
-        else:
+        options = self.config.attention
+        if options.gate_bias:
             nn.init.zeros_(self.gate.weight)
             nn.init.constant_(self.gate.bias, NEUTRAL_GATE_BIAS)
+        elif options.gate:
+            nn.init.xavier_uniform_(self.gate.weight, gain=2**-2.5)
 
     def forward(
         self,

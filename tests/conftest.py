@@ -1,0 +1,87 @@
+"""Fixtures that every part of the suite may use."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+# One thread each for this process and for the engines it starts: several of them spinning on a few
+# cores take many times as long. Tests that need more set it themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from dijiang_runtime.models.config import ModelConfig
+from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.loader import save_model
+from dijiang_runtime.models.presets import attention_config
+
+EOS = "<|endoftext|>"
+_TEXT = ["the quick brown fox jumps over the lazy dog and then the dog sleeps"]
+_HEAD_DIM = 16
+
+
+def make_tokenizer(vocab_size: int = 320) -> Tokenizer:
+    """A byte-level tokenizer: every string has an encoding, and the specials come first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(EOS, special=True), AddedToken("<|pad|>", special=True)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    return tokenizer
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, scale: float = 0.3, **changes: object) -> Path:
+    """Write a model folder: two layers of random weights and a byte-level tokenizer."""
+    tokenizer = make_tokenizer()
+    fields: dict[str, object] = {
+        "family": "gpt_neox",
+        "preset": "dijiang",
+        "vocab_size": 384,  # More rows than the tokenizer has tokens, as in published models.
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": _HEAD_DIM,
+        "max_position_embeddings": 256,
+        "attention": attention_config("dijiang", _HEAD_DIM),
+        "parallel_residual": True,
+        "rotary_dim": 4,
+        "eos_token_ids": (tokenizer.token_to_id(EOS),),
+    }
+    torch.manual_seed(seed)
+    model = Decoder(ModelConfig(**{**fields, **changes}))  # type: ignore[arg-type]
+    # As initialised, all logits would be nearly equal and every answer a single token.
+    for name, parameter in model.named_parameters():
+        if name in ("embed_tokens.weight", "lm_head.weight"):
+            torch.nn.init.normal_(parameter, std=scale)
+    save_model(model, folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": EOS, "bos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random DiJiang model that loads in milliseconds."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Like `tiny_model`, with some fields of its `ModelConfig` changed."""
+
+    def make(**changes: object) -> Path:
+        return save_tiny_model(tmp_path_factory.mktemp("tiny-model"), **changes)
+
+    return make
