@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models import gpt_neox
@@ -52,7 +53,7 @@ def load_model(
         source = _authors_source(folder, hf)
         config = gpt_neox.authors_config(hf, source)
         weights = gpt_neox.authors_weights(config, source)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialisation():
         model = Decoder(config)
     _fill(model, weights, dtype)
     return model.to(device).eval().requires_grad_(False)
@@ -74,6 +75,21 @@ def save_model(model: Decoder, folder: Path, *, dtype: torch.dtype | None = None
     save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
     text = json.dumps(model.config.to_dict(), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves new parameters as they are, since files fill them.
+
+    Torch draws random numbers for tensors without storage through its compiler, and importing that
+    would take longer than all the rest of loading a small model.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
