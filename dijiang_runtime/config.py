@@ -10,6 +10,8 @@ CHUNK_SIZE = 64
 """Tokens per block of the chunkwise operator. Prompts are cut at absolute multiples of it, so that
 the arithmetic does not depend on how a prompt was split."""
 
+Positive = Annotated[int, Meta(ge=1)]
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Options of one engine. The command line's flags follow from these fields; the descriptions
@@ -24,21 +26,19 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         Meta(description="Of the weights. The recurrent state is always float32."),
     ] = "auto"
     max_slots: Annotated[
-        int | None,
+        Positive | None,
         Meta(
-            ge=1,
             description="Sequences that may run at once. Default: as many as the state memory "
             "holds, at most 256.",
         ),
     ] = None
     state_memory_bytes: Annotated[
-        int | None,
-        Meta(ge=1, description="Memory for recurrent states. Default: a quarter of what is free."),
+        Positive | None,
+        Meta(description="Memory for recurrent states. Default: a quarter of what is free."),
     ] = None
     max_model_len: Annotated[
-        int | None,
+        Positive | None,
         Meta(
-            ge=2,
             description="Longest prompt plus answer, in tokens. Default: the model's positions "
             "where they are a hard limit, else 1,048,576.",
         ),
@@ -58,8 +58,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, description="Most alternatives a request may ask for with each token.")
     ] = 20
     num_threads: Annotated[
-        int | None,
-        Meta(ge=1, description="CPU threads of one step. Default: the cores this process may use."),
+        Positive | None,
+        Meta(description="CPU threads of one step. Default: the cores this process may use."),
     ] = None
     step_timeout_seconds: Annotated[
         float,
