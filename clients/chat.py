@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -19,6 +18,7 @@ from prompt_toolkit.output.vt100 import Vt100_Output
 
 from clients.client import Client, Delta, Message, Sampling, Usage
 from clients.errors import ClientError
+from clients.terminal import Screen
 
 HELP = """\
 /system TEXT  set the system prompt; without TEXT, remove it
@@ -92,20 +92,14 @@ class Conversation:
                 self.turns += [question, Message("assistant", "".join(seen))]
 
 
-def printable(text: str) -> str:
-    """Drop control characters, so that a model cannot drive the user's terminal, and surrogates."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
-
-
-def answer_once(conversation: Conversation, text: str, out: TextIO) -> None:
+def answer_once(conversation: Conversation, message: str, out: TextIO) -> None:
     """Print the answer to one message and nothing else."""
-    last = ""
-    for piece in conversation.ask(text, Timing()):
-        last = printable(piece)
-        out.write(last)
-        out.flush()
-    if not last.endswith("\n"):
-        out.write("\n")
+    screen = Screen(out)
+    try:
+        for piece in conversation.ask(message, Timing()):
+            screen.write(piece)
+    finally:
+        screen.end_line()
 
 
 def converse(conversation: Conversation, out: TextIO) -> None:
@@ -126,13 +120,13 @@ def converse(conversation: Conversation, out: TextIO) -> None:
             return
 
 
-def show_answer(conversation: Conversation, message: str, screen: "Screen") -> None:
+def show_answer(conversation: Conversation, message: str, screen: Screen) -> None:
     """Stream one answer to the screen, then a line of figures. Ctrl-C stops it."""
     timing = Timing()
     try:
         with contextlib.closing(conversation.ask(message, timing)) as pieces:
             for piece in pieces:
-                screen.write(printable(piece))
+                screen.write(piece)
     except KeyboardInterrupt:
         screen.note(f"stopped · {timing.summary()}")
     except ClientError as exc:
@@ -141,7 +135,7 @@ def show_answer(conversation: Conversation, message: str, screen: "Screen") -> N
         screen.note(timing.summary())
 
 
-def run_command(message: str, conversation: Conversation, screen: "Screen") -> bool:
+def run_command(message: str, conversation: Conversation, screen: Screen) -> bool:
     """Obey one /command. Returns whether the conversation goes on."""
     name, _, argument = message.partition(" ")
     match name:
@@ -158,24 +152,6 @@ def run_command(message: str, conversation: Conversation, screen: "Screen") -> b
         case _:
             screen.note(f"No such command: {name}\n{HELP}")
     return True
-
-
-class Screen:
-    """Where answers and notes go. Knows whether the cursor stands at the start of a line."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._at_line_start = True
-
-    def write(self, text: str) -> None:
-        if text:
-            self._out.write(text)
-            self._out.flush()
-            self._at_line_start = text.endswith("\n")
-
-    def note(self, text: str) -> None:
-        """Write dim lines of our own, below what stands there."""
-        self.write(("" if self._at_line_start else "\n") + f"\x1b[2m{printable(text)}\x1b[0m\n")
 
 
 def message_reader(out: TextIO) -> Callable[[], str]:

@@ -9,6 +9,8 @@ import typer
 from dijiang_runtime.errors import DiJiangError
 from server.commands.chat import chat
 from server.commands.conversion import convert, evaluate, sample, tokenizer
+from server.commands.generate import generate
+from server.commands.inspection import inspect
 from server.commands.serve import serve
 from server.commands.train import train
 from server.config import ConfigError
@@ -35,7 +37,9 @@ def dijiang() -> None:
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "serve": (serve, "Serve a model through the OpenAI API."),
+    "generate": (generate, "Continue a text offline."),
     "chat": (chat, "Chat with a running server."),
+    "inspect": (inspect, "Show what a model costs, beside its parent's KV cache."),
     "convert": (convert, "Turn a pretrained Transformer into a DiJiang model."),
     "train": (train, "Train a model on text, with or without a teacher."),
     "eval": (evaluate, "Measure loss and perplexity on text."),

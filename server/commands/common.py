@@ -25,3 +25,11 @@ def fail(message: object, *, exit_code: int = 1) -> NoReturn:
 def demo_model_folder() -> Path:
     """The folder of the model that comes with the package."""
     return Path(dijiang_runtime.demo.__path__[0])
+
+
+def model_folder(model: Path | None) -> Path:
+    """The folder that a command was given, or the demo model's. Fails if it does not exist."""
+    folder = model or demo_model_folder()
+    if not folder.is_dir():
+        fail(f"there is no model folder {folder}.")
+    return folder

@@ -20,7 +20,9 @@ def with_config_flags(*config_types: type[msgspec.Struct]) -> Callable[..., Any]
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         def run(model: Any, **flags: Any) -> None:
-            command(model, flags=flags)
+            # An option that may be repeated and was not given may come as an empty list.
+            given = {name: None if value == [] else value for name, value in flags.items()}
+            command(model, flags=given)
 
         parameters = [inspect.signature(command).parameters["model"]]
         for config_type in config_types:
@@ -66,7 +68,9 @@ def _unwrap(annotation: Any) -> tuple[Any, list[msgspec.Meta]]:
         annotation, *extras = typing.get_args(annotation)
         metas = [extra for extra in extras if isinstance(extra, msgspec.Meta)]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        [annotation] = (a for a in typing.get_args(annotation) if a is not type(None))
+        [inner] = (a for a in typing.get_args(annotation) if a is not type(None))
+        annotation, inner_metas = _unwrap(inner)
+        metas += inner_metas
     if typing.get_origin(annotation) is tuple:
         annotation = list[str]
     return annotation, metas

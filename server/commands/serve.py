@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from dijiang_runtime.config import EngineConfig
-from server.commands.common import DEMO_MODEL_NAME, ModelArgument, demo_model_folder
+from server.commands.common import DEMO_MODEL_NAME, ModelArgument, model_folder
 from server.commands.options import with_config_flags
 from server.config import ServerConfig, merge_options
 
@@ -28,11 +28,12 @@ def serve(model: ModelArgument = None, *, flags: dict[str, Any]) -> None:
     """
     from server.run import run_server
 
-    if model is None and "DIJIANG_MODEL" not in os.environ:
-        model = demo_model_folder()
-        if not flags["served_model_name"] and "DIJIANG_SERVED_MODEL_NAME" not in os.environ:
-            flags["served_model_name"] = [DEMO_MODEL_NAME]
-    flags["model"] = model
-    config = ServerConfig.resolve(flags, os.environ)
-    engine_config = merge_options(EngineConfig, flags, os.environ)
+    environ = dict(os.environ)
+    if model is None and "DIJIANG_MODEL" not in environ:
+        environ["DIJIANG_MODEL"] = str(model_folder(None))
+        environ.setdefault("DIJIANG_SERVED_MODEL_NAME", DEMO_MODEL_NAME)
+    elif model is not None:
+        flags["model"] = model_folder(model)
+    config = ServerConfig.resolve(flags, environ)
+    engine_config = merge_options(EngineConfig, flags, environ)
     raise typer.Exit(run_server(config, engine_config))

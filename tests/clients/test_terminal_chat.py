@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from clients.chat import Conversation, Timing, printable
+from clients.chat import Conversation, Timing
 from clients.client import Client, Delta, Message, Usage
+from clients.terminal import printable
 
 # Makes the pseudo-terminal the controlling one, so that Ctrl-C becomes SIGINT as it does in life.
 IN_TERMINAL = (

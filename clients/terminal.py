@@ -1,0 +1,42 @@
+"""Writing a model's text to a terminal."""
+
+import unicodedata
+from typing import TextIO
+
+
+def printable(text: str) -> str:
+    """Drop control characters, so that a model cannot drive the user's terminal, and surrogates."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+class Screen:
+    """Where answers and notes go. Knows whether the cursor stands at the start of a line.
+
+    Text is cleaned for a terminal and left as it is for a pipe or a file.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._is_terminal = out.isatty()
+        self._at_line_start = True
+
+    def write(self, text: str) -> None:
+        """Write a piece of text and show it at once."""
+        if self._is_terminal:
+            text = printable(text)
+        if text:
+            self._out.write(text)
+            self._out.flush()
+            self._at_line_start = text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Move to the start of a line, unless the cursor is there."""
+        if not self._at_line_start:
+            self.write("\n")
+
+    def note(self, text: str) -> None:
+        """Write dim lines of our own, below what stands there."""
+        self.end_line()
+        text = printable(text)
+        self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._is_terminal else f"{text}\n")
+        self._out.flush()

@@ -1,0 +1,202 @@
+"""`dijiang generate`."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.commands.common import ModelArgument, fail, model_folder
+from server.config import merge_options
+
+if TYPE_CHECKING:
+    from dijiang_runtime.config import EngineConfig
+    from dijiang_runtime.engine.engine import Engine
+    from dijiang_runtime.request import RequestOutput, SamplingParams
+
+
+def generate(
+    model: ModelArgument = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="Text to continue. - reads standard input.")
+    ] = "-",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Answers, made side by side.")] = 1,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 chooses the most likely token.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the likeliest tokens of this total.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from this many likeliest tokens.")
+    ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Drop tokens below this share of the likeliest's.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1, tokens seen before become less likely.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Answer i uses seed + i. Default: random.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends an answer. Repeatable.")
+    ] = None,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on to --max-tokens whatever comes.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end.")
+    ] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
+) -> None:
+    """Continue a text offline, streaming to the terminal. Needs no server.
+
+    Sampling parameters that are not given come from the model's generation_config.json.
+
+    Examples:
+
+        dijiang generate --prompt "Once upon a time"
+
+        dijiang generate ./model --prompt "Once" --n 3 --seed 7 --temperature 0.8
+
+        cat prompt.txt | dijiang generate ./model --prompt - --json
+    """
+    import msgspec
+
+    from dijiang_runtime.config import EngineConfig
+    from dijiang_runtime.request import SamplingParams
+    from server.served_model import load_defaults
+
+    folder = model_folder(model)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    defaults = msgspec.structs.asdict(load_defaults(folder))
+    sampling = SamplingParams(
+        **{**defaults, **{name: value for name, value in given.items() if value is not None}},
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+        seed=seed,
+        ignore_eos=ignore_eos,
+    )
+    flags = {"model": folder, "max_slots": n, "device": device, "dtype": dtype}
+    engine = load_engine(merge_options(EngineConfig, flags, os.environ))
+    outputs = run(engine, text, sampling, n)
+    if as_json:
+        answers = collect(outputs, n)
+        print(json.dumps(to_json(folder, text, answers), ensure_ascii=False, indent=2))
+    else:
+        answers = collect(show(outputs, n), n)
+        if sys.stderr.isatty():
+            print(summary(answers), file=sys.stderr)
+    for answer in answers:
+        if answer.error is not None:
+            fail(f"answer {answer.request_id} failed: {answer.error.message}")
+
+
+def load_engine(config: "EngineConfig") -> "Engine":
+    """Load a model, showing that something happens where someone watches."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"Loading {config.model}"):
+        from dijiang_runtime.engine.engine import Engine
+
+        return Engine.from_config(config)
+
+
+def run(
+    engine: "Engine", prompt: str, sampling: "SamplingParams", n: int
+) -> Iterator["RequestOutput"]:
+    """Yield what is new for any of `n` answers, step by step. Request ids are their numbers."""
+    import msgspec
+
+    from dijiang_runtime.request import Request
+
+    prompt_token_ids = tuple(engine.tokenizer.encode(prompt))
+    for i in range(n):
+        seed = None if sampling.seed is None else sampling.seed + i
+        request = Request(
+            request_id=str(i),
+            prompt_token_ids=prompt_token_ids,
+            sampling=msgspec.structs.replace(sampling, seed=seed),
+            arrival_time=time.time(),
+        )
+        engine.add_request(request)
+    while engine.has_work:
+        yield from engine.step()
+
+
+def show(outputs: Iterator["RequestOutput"], n: int) -> Iterator["RequestOutput"]:
+    """Pass the outputs on, writing the first unfinished answer as it grows and others in turn."""
+    from clients.terminal import Screen
+
+    screen = Screen(sys.stdout)
+    pending, finished = [""] * n, [False] * n
+    current = 0
+    for output in outputs:
+        i = int(output.request_id)
+        pending[i] += output.text
+        finished[i] = output.finished
+        while current < n and (pending[current] or finished[current]):
+            screen.write(pending[current])
+            pending[current] = ""
+            if not finished[current]:
+                break
+            screen.end_line()
+            current += 1
+            if current < n:
+                screen.note("---")
+        yield output
+
+
+def collect(outputs: Iterator["RequestOutput"], n: int) -> list["RequestOutput"]:
+    """Run to the end and return each answer whole."""
+    from dijiang_runtime.engine.merge import merge_outputs
+
+    parts: list[list[RequestOutput]] = [[] for _ in range(n)]
+    for output in outputs:
+        parts[int(output.request_id)].append(output)
+    return [merge_outputs(part) for part in parts]
+
+
+def summary(answers: list["RequestOutput"]) -> str:
+    """Tokens, TTFT and decode throughput of answers that ran side by side."""
+    num_tokens = sum(answer.num_output_tokens for answer in answers)
+    timings = [answer.timings for answer in answers if answer.timings is not None]
+    first = min(t.first_token for t in timings)
+    seconds = max(t.finished for t in timings) - first
+    parts = [f"{num_tokens} tokens", f"TTFT {first - min(t.arrival for t in timings):.2f} s"]
+    if seconds > 0:
+        parts.append(f"{(num_tokens - len(answers)) / seconds:.0f} tokens/s")
+    return " · ".join(parts)
+
+
+def to_json(folder: Path, prompt: str, answers: list["RequestOutput"]) -> dict[str, Any]:
+    """The `--json` object."""
+    return {
+        "model": folder.name,
+        "prompt": prompt,
+        "choices": [
+            {
+                "index": int(answer.request_id),
+                "text": answer.text,
+                "finish_reason": answer.finish_reason,
+                "stop_reason": answer.stop_reason,
+                "num_output_tokens": answer.num_output_tokens,
+            }
+            for answer in answers
+        ],
+        "num_prompt_tokens": answers[0].num_prompt_tokens,
+    }
