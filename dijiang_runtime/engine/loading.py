@@ -43,7 +43,8 @@ def load(config: EngineConfig) -> LoadedEngine:
         ModelLoadError: the folder cannot be served, or not with these options.
     """
     started = time.perf_counter()
-    num_threads = config.num_threads or available_cpus()
+    # Torch's own default heeds OMP_NUM_THREADS, but knows nothing of a container's quota.
+    num_threads = config.num_threads or min(torch.get_num_threads(), available_cpus())
     torch.set_num_threads(num_threads)
     device = _device(config.device)
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

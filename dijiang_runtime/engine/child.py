@@ -1,0 +1,178 @@
+"""One engine process as its parent sees it: started, listened to, and ended."""
+
+import asyncio
+import asyncio.subprocess
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import zmq
+import zmq.asyncio
+
+from dijiang_runtime.config import EngineConfig
+from dijiang_runtime.engine.messages import (
+    ClientMessage,
+    EngineInfo,
+    EngineStart,
+    LoadFailed,
+    Ready,
+    Shutdown,
+    StepDone,
+    decode_engine_message,
+    encode,
+    encode_start,
+)
+from dijiang_runtime.errors import EngineDeadError, ModelLoadError
+
+logger = logging.getLogger(__name__)
+
+EXIT_SECONDS = 2.0
+"""How long an engine that was told to leave may take before it is killed."""
+
+_MAX_SOCKET_PATH = 90
+"""Unix limits the path of a socket to 107 characters."""
+
+
+class EngineChild:
+    """Owns a child process, the socket to it, and the private folder that holds the socket.
+
+    The folder is removed as soon as both ends are connected, so a crash leaves no file behind.
+    """
+
+    def __init__(self, config: EngineConfig, on_step: Callable[[StepDone], None]) -> None:
+        self._config = config
+        self._on_step = on_step
+        self._folder = _private_folder()
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket = self._context.socket(zmq.PAIR)
+        self._socket.linger = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._last_heard = 0.0
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def load(self) -> EngineInfo:
+        """Start the process and return when the engine is ready.
+
+        Raises:
+            ModelLoadError: the engine says that the model cannot be served.
+            EngineDeadError: the process ended without a word.
+        """
+        address = f"ipc://{self._folder / 'engine'}"
+        self._socket.bind(address)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "dijiang_runtime.engine.process",
+            stdin=asyncio.subprocess.PIPE,
+            # Away from the terminal's Ctrl-C: the parent decides when the engine ends.
+            start_new_session=True,
+            # Threads that wait must sleep: on a shared machine, spinning costs a hundredfold.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+        )
+        start = EngineStart(
+            address=address, config=self._config, log_level=logging.getLogger().getEffectiveLevel()
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(encode_start(start))
+        ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(ready))
+        exited = asyncio.ensure_future(self._process.wait())
+        either: set[asyncio.Future[Any]] = {ready, exited}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            # What it said last may still be on its way.
+            await asyncio.wait({ready}, timeout=0.2)
+        exited.cancel()
+        if not ready.done():
+            raise EngineDeadError(f"The engine process {self._exit_text()} while it loaded.")
+        return ready.result()
+
+    async def watch(self) -> str:
+        """Return when the process has ended or hangs, with what happened."""
+        assert self._process is not None
+        timeout = self._config.step_timeout_seconds
+        exited = asyncio.ensure_future(self._process.wait())
+        suspected_at: float | None = None
+        try:
+            while True:
+                await asyncio.wait({exited}, timeout=min(0.25, timeout / 4))
+                if exited.done():
+                    return self._exit_text()
+                silence = asyncio.get_running_loop().time() - self._last_heard
+                if silence <= timeout:
+                    continue
+                # Silent since the last look as well: it is not this process that was too busy to
+                # listen.
+                if suspected_at == self._last_heard:
+                    return f"has been silent for {silence:.1f} s"
+                suspected_at = self._last_heard
+        finally:
+            exited.cancel()
+
+    def send(self, message: ClientMessage) -> None:
+        """Send without waiting. Raises `EngineDeadError` if the engine does not take it."""
+        # With NOBLOCK the future is done at once.
+        sent = cast("asyncio.Future[Any]", self._socket.send(encode(message), zmq.NOBLOCK))
+        if sent.exception() is not None:
+            raise EngineDeadError("The engine does not take requests.")
+
+    async def close(self, *, gently: bool = False) -> None:
+        """End the process, if it has not, and remove everything that belonged to it."""
+        if self._process is not None and self._process.returncode is None:
+            if gently:
+                with contextlib.suppress(EngineDeadError, TimeoutError):
+                    self.send(Shutdown())
+                    await asyncio.wait_for(self._process.wait(), EXIT_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        self._socket.close()
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _read(self, ready: asyncio.Future[EngineInfo]) -> None:
+        """Listen to the engine until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            message = decode_engine_message(await self._socket.recv())
+            self._last_heard = loop.time()
+            match message:
+                case StepDone():
+                    self._on_step(message)
+                case Ready():
+                    if not ready.done():
+                        ready.set_result(message.info)
+                case LoadFailed():
+                    if not ready.done():
+                        ready.set_exception(ModelLoadError(message.message))
+                case _:
+                    # The engine has said hello: both ends are connected.
+                    shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _exit_text(self) -> str:
+        code = self._process.returncode if self._process else None
+        return f"was ended by signal {-code}" if code and code < 0 else f"left with status {code}"
+
+
+def _private_folder() -> Path:
+    """A new folder that only this user can enter, with a path short enough for a socket."""
+    folder = tempfile.mkdtemp(prefix="dijiang-")
+    if len(folder) <= _MAX_SOCKET_PATH:
+        return Path(folder)
+    os.rmdir(folder)
+    return Path(tempfile.mkdtemp(prefix="dijiang-", dir="/tmp"))

@@ -1,0 +1,153 @@
+"""An engine in a thread of this process, behind the same handle as one in its own process."""
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from dijiang_runtime.config import EngineConfig
+from dijiang_runtime.engine import loop
+from dijiang_runtime.engine.engine import Engine
+from dijiang_runtime.engine.messages import (
+    ClientMessage,
+    EngineInfo,
+    EngineMessage,
+    EngineStats,
+    Ready,
+    Shutdown,
+    StepDone,
+)
+from dijiang_runtime.engine.stream import RequestStream, StreamTable
+from dijiang_runtime.errors import EngineDeadError
+from dijiang_runtime.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class InProcessEngine:
+    """An `EngineClient` that shares memory, interpreter and fate with its engine."""
+
+    num_restarts = 0
+
+    def __init__(self, engine: EngineConfig | Callable[[], Engine]) -> None:
+        """
+        Args:
+            engine: What to load, or a function that makes the engine; it is called in the thread.
+        """
+        self._build = engine if callable(engine) else partial(Engine.from_config, engine)
+        self._commands: queue.SimpleQueue[ClientMessage] = queue.SimpleQueue()
+        self._subscribers: list[Callable[[EngineStats], None]] = []
+        self._stats = EngineStats()
+        self._info: EngineInfo | None = None
+        self._streams: StreamTable | None = None
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        """Load the model and return when it is ready. Raises what loading it raises."""
+        # Threads that wait should sleep: torch reads this when it is first imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._ended: asyncio.Future[Exception | None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        await self._ready
+
+    async def stop(self, *, grace_seconds: float = 0.0) -> None:
+        """Let running requests finish for so long, then end the thread."""
+        self._stopping = True
+        if self._streams is not None:
+            await self._streams.wait_until_empty(grace_seconds)
+        if self._thread is not None:
+            self._commands.put(Shutdown())
+            await self._loop.run_in_executor(None, self._thread.join)
+            self._thread = None
+
+    def generate(self, request: Request) -> RequestStream:
+        """Begin a request. Raises as `EngineClient.generate` does."""
+        if self._streams is None or self._stopping:
+            raise EngineDeadError("The engine is not ready.")
+        return self._streams.open(request)
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise EngineDeadError("The engine is not ready.")
+        return self._info
+
+    @property
+    def is_ready(self) -> bool:
+        return self._streams is not None and not self._stopping
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    async def wait_failed(self) -> None:
+        """Wait until the thread ends by an exception, and raise it as `EngineDeadError`."""
+        error = await asyncio.shield(self._ended)
+        if error is not None:
+            raise EngineDeadError() from error
+
+    def subscribe(self, callback: Callable[[EngineStats], None]) -> None:
+        self._subscribers.append(callback)
+
+    def receive(self, timeout_seconds: float) -> list[ClientMessage]:
+        """The engine's side: what `generate` and `abort` have sent. Part of `loop.Channel`."""
+        messages = []
+        try:
+            messages.append(self._commands.get(timeout_seconds > 0, timeout_seconds or None))
+            while True:
+                messages.append(self._commands.get_nowait())
+        except queue.Empty:
+            return messages
+
+    def send(self, message: EngineMessage) -> None:
+        """The engine's side: tell the event loop. Part of `loop.Channel`."""
+        self._in_loop(partial(self._handle, message))
+
+    def _run(self) -> None:
+        """The thread."""
+        error: Exception | None = None
+        try:
+            engine = self._build()
+            self.send(Ready(engine.info))
+            loop.run(engine, self)
+        except Exception as exc:
+            logger.exception("the engine thread ended")
+            error = exc
+        self._in_loop(partial(self._end, error))
+
+    def _in_loop(self, callback: Callable[[], None]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            # The event loop was closed without `stop`: nobody is left to be told.
+            self._commands.put(Shutdown())
+
+    def _handle(self, message: EngineMessage) -> None:
+        if isinstance(message, Ready):
+            self._info = message.info
+            self._streams = StreamTable(message.info, self._commands.put)
+            if not self._ready.done():
+                self._ready.set_result(None)
+        elif isinstance(message, StepDone):
+            if self._streams is not None:
+                self._streams.deliver(message.outputs)
+            if message.stats is not None:
+                self._stats = message.stats
+                for callback in self._subscribers:
+                    callback(message.stats)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(error or EngineDeadError())
+        if self._streams is not None:
+            self._streams.fail_all(EngineDeadError())
+            self._streams = None
+        if not self._ended.done():
+            self._ended.set_result(error)

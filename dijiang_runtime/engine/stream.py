@@ -1,0 +1,186 @@
+"""The client's side of running requests: one `RequestStream` each, and the table of them."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from dijiang_runtime import errors
+from dijiang_runtime.engine.admission import (
+    AdmissionRate,
+    QueueLimits,
+    check_queue,
+    validate_request,
+)
+from dijiang_runtime.engine.merge import merge_outputs
+from dijiang_runtime.engine.messages import Abort, AddRequest, ClientMessage, EngineInfo
+from dijiang_runtime.request import FinishReason, Request, RequestError, RequestOutput
+
+logger = logging.getLogger(__name__)
+
+
+class RequestStream:
+    """The outputs of one request, as an asynchronous iterator of deltas.
+
+    What arrives while the consumer is busy is handed out as one output, so what waits here is
+    bounded by the request's own max_tokens. Leaving the `with` block aborts the request if it
+    still runs.
+    """
+
+    def __init__(self, request: Request, on_abort: Callable[[str], None]) -> None:
+        self.request = request
+        self._on_abort = on_abort
+        self._unread: list[RequestOutput] = []
+        self._error: errors.DiJiangError | None = None
+        self._ended = False
+        self._news = asyncio.Event()
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    def abort(self) -> None:
+        """End the request early and free its slot. Does nothing if it has ended."""
+        if not self._ended:
+            self.push(RequestOutput(request_id=self.request_id, finish_reason=FinishReason.ABORT))
+            self._on_abort(self.request_id)
+
+    def push(self, output: RequestOutput) -> None:
+        """Add an output. What follows the last one is dropped."""
+        if self._ended:
+            return
+        if output.error is not None:
+            self.fail(to_exception(output.error))
+            return
+        self._unread.append(output)
+        self._ended = output.finished
+        self._news.set()
+
+    def fail(self, error: errors.DiJiangError) -> None:
+        """End the request with an error, which the consumer gets after what it has not read."""
+        if not self._ended:
+            self._error = error
+            self._ended = True
+            self._news.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RequestOutput:
+        while True:
+            if self._unread:
+                output = merge_outputs(self._unread)
+                self._unread = []
+                return output
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Never awaits: the task that leaves may have been cancelled.
+        self.abort()
+
+
+class StreamTable:
+    """The requests that one engine has not ended yet. Decides who is let in.
+
+    An aborted request counts until the engine confirms it, so the count here is never below the
+    engine's own.
+    """
+
+    def __init__(self, info: EngineInfo, send: Callable[[ClientMessage], None]) -> None:
+        self._info = info
+        self._send = send
+        self._limits = QueueLimits(info.max_queued_requests, info.max_queued_tokens)
+        self._rate = AdmissionRate()
+        self._streams: dict[str, RequestStream] = {}
+        self._ended = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def open(self, request: Request) -> RequestStream:
+        """Send a request to the engine.
+
+        Raises:
+            InvalidRequestError: the request is wrong.
+            EngineOverloadedError: the queue is full.
+        """
+        info = self._info
+        validate_request(
+            request,
+            vocab_size=info.vocab_size,
+            max_model_len=info.max_model_len,
+            max_logprobs=info.max_logprobs,
+        )
+        if request.request_id in self._streams:
+            raise errors.InvalidRequestError("request_id is in use.", param="request_id")
+        if len(self._streams) >= info.num_slots:
+            # Slots are given in order of arrival, so the newest are those that wait.
+            prompts = [len(s.request.prompt_token_ids) for s in self._streams.values()]
+            queued = prompts[info.num_slots :]
+            check_queue(queued, len(request.prompt_token_ids), self._limits, self._rate)
+        self._send(AddRequest(request))
+        stream = RequestStream(request, self._abort)
+        self._streams[request.request_id] = stream
+        return stream
+
+    def deliver(self, outputs: Iterable[RequestOutput]) -> None:
+        """Hand outputs of the engine to their streams."""
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                logger.warning("request %s is unknown here", output.request_id)
+                continue
+            stream.push(output)
+            if output.finished:
+                saturated = len(self._streams) > self._info.num_slots
+                self._rate.observe(time.monotonic(), saturated=saturated)
+                del self._streams[output.request_id]
+                self._ended.set()
+
+    def fail_all(self, error: errors.DiJiangError) -> None:
+        """End every request with an error: the engine is gone."""
+        for stream in self._streams.values():
+            logger.warning("request %s lost its engine", stream.request_id)
+            stream.fail(error)
+        self._streams.clear()
+
+    async def wait_until_empty(self, timeout_seconds: float) -> None:
+        """Return when every request has ended, or after so long."""
+        deadline = time.monotonic() + timeout_seconds
+        while self._streams and time.monotonic() < deadline:
+            self._ended.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), deadline - time.monotonic())
+
+    def _abort(self, request_id: str) -> None:
+        if request_id in self._streams:
+            self._send(Abort(request_id))
+
+
+def to_exception(error: RequestError) -> errors.DiJiangError:
+    """The exception that a `RequestError` of the engine stands for."""
+    match error.kind:
+        case errors.NumericalError.__name__:
+            return errors.NumericalError()
+        case errors.InvalidRequestError.__name__:
+            return errors.InvalidRequestError(error.message)
+        case errors.EngineOverloadedError.__name__:
+            return errors.EngineOverloadedError(error.message, retry_after_seconds=1.0)
+        case _:
+            return errors.RequestFailedError(error.message)

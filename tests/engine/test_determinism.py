@@ -1,0 +1,162 @@
+"""The same answer, always: alone or among any neighbours, however a prompt is split."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dijiang_runtime.engine.engine import Engine
+from dijiang_runtime.engine.merge import merge_outputs
+from dijiang_runtime.models.config import AttentionConfig
+from dijiang_runtime.request import FinishReason, Request, RequestOutput
+from tests.engine.requests import random_requests
+
+MakeEngine = Callable[..., Engine]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What must be the same to the last bit."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[object, ...] | None
+    prompt_logprobs: tuple[object, ...] | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+def answers(outputs: Iterable[RequestOutput]) -> dict[str, Answer]:
+    parts: dict[str, list[RequestOutput]] = {}
+    for output in outputs:
+        parts.setdefault(output.request_id, []).append(output)
+    merged = {request_id: merge_outputs(some) for request_id, some in parts.items()}
+    return {
+        request_id: Answer(
+            output.text,
+            output.token_ids,
+            output.logprobs,
+            output.prompt_logprobs,
+            output.finish_reason,
+            output.stop_reason,
+        )
+        for request_id, output in merged.items()
+    }
+
+
+def run_alone(engine: Engine, requests: list[Request]) -> dict[str, Answer]:
+    outputs = []
+    for request in requests:
+        engine.add_request(request)
+        while engine.has_work:
+            outputs.extend(engine.step())
+    return answers(outputs)
+
+
+def run_together(engine: Engine, requests: list[Request], *, seed: int) -> dict[str, Answer]:
+    """Let the requests arrive in random order at random steps."""
+    rng = random.Random(seed)
+    arriving = rng.sample(requests, len(requests))
+    outputs = []
+    while arriving or engine.has_work:
+        for _ in range(min(len(arriving), rng.choice((0, 0, 1, 4, 30)))):
+            engine.add_request(arriving.pop())
+        outputs.extend(engine.step())
+    return answers(outputs)
+
+
+@pytest.fixture(scope="module")
+def requests_of_every_kind() -> list[Request]:
+    return random_requests(seed=1, num_requests=64)
+
+
+def test_64_concurrent_requests_get_what_each_gets_alone(
+    make_engine: MakeEngine, requests_of_every_kind: list[Request]
+) -> None:
+    expected = run_alone(make_engine(), requests_of_every_kind)
+    assert {a.finish_reason for a in expected.values()} == {FinishReason.STOP, FinishReason.LENGTH}
+
+    for seed in range(3):
+        engine = make_engine(max_slots=random.Random(seed).choice((7, 40, 64)))
+        assert run_together(engine, requests_of_every_kind, seed=seed) == expected
+
+
+@pytest.mark.parametrize("max_batched_tokens", [1, 64, 100, 8192])
+def test_a_prompt_may_be_split_anywhere(
+    make_engine: MakeEngine, requests_of_every_kind: list[Request], max_batched_tokens: int
+) -> None:
+    requests = requests_of_every_kind[:24]
+    expected = run_alone(make_engine(), requests)
+
+    engine = make_engine(max_batched_tokens=max_batched_tokens)
+
+    assert run_together(engine, requests, seed=0) == expected
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_neighbours_do_not_matter_at_any_number_of_threads(
+    make_engine: MakeEngine, requests_of_every_kind: list[Request], num_threads: int
+) -> None:
+    requests = requests_of_every_kind[:32]
+    expected = run_alone(make_engine(num_threads=num_threads), requests)
+
+    engine = make_engine(num_threads=num_threads)
+
+    assert run_together(engine, requests, seed=0) == expected
+
+
+OFFICIAL = AttentionConfig(num_features=16, num_groups=16)
+FAMILIES = {
+    "official": {"preset": "official", "attention": OFFICIAL},
+    "decay-tables": {
+        "preset": "official",
+        "attention": AttentionConfig(num_features=16, num_groups=16, decay_tables=True),
+        "max_position_embeddings": 512,
+    },
+    "llama": {
+        "family": "llama",
+        "parallel_residual": False,
+        "norm": "rmsnorm",
+        "activation": "silu",
+        "gated_mlp": True,
+        "mlp_bias": False,
+        "qkv_bias": False,
+        "out_bias": False,
+        "num_kv_heads": 2,
+        "rotary_dim": 16,
+        "tie_word_embeddings": True,
+    },
+    "opt": {
+        "family": "opt",
+        "parallel_residual": False,
+        "rotary_dim": 0,
+        "activation": "relu",
+        "learned_positions": True,
+        "max_position_embeddings": 512,
+        "query_scale": 0.25,
+    },
+    # No size is a multiple of a vector register.
+    "odd-sizes": {
+        "vocab_size": 387,
+        "hidden_size": 66,
+        "intermediate_size": 131,
+        "num_heads": 3,
+        "num_kv_heads": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neighbours_do_not_matter_in_any_family(
+    make_engine: MakeEngine,
+    make_tiny_model: Callable[..., Path],
+    requests_of_every_kind: list[Request],
+    family: str,
+) -> None:
+    requests = requests_of_every_kind[:20]
+    model = make_tiny_model(**FAMILIES[family])
+    expected = run_alone(make_engine(model=model), requests)
+
+    assert run_together(make_engine(model=model), requests, seed=1) == expected
