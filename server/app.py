@@ -2,14 +2,13 @@
 
 import time
 
-from dijiang_runtime.engine.client import EngineClient
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-import dijiang_runtime
+from dijiang_runtime.engine.client import EngineClient
 from dijiang_runtime.errors import DiJiangError, InvalidRequestError
 from server.config import ServerConfig
 from server.context import ServerContext
@@ -19,6 +18,9 @@ from server.metrics import Metrics
 from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddleware, record_of
 from server.routes import chat, completions, health, metrics, models
 from server.served_model import ServedModel
+from server.version import VERSION
+
+ROUTERS = (chat.router, completions.router, models.router, health.router, metrics.router)
 
 
 def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
@@ -30,9 +32,11 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
     app = FastAPI(
         title="DiJiang", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    for module in (chat, completions, models, health, metrics):
-        app.include_router(module.router)
-    paths = [route.path for route in app.routes if isinstance(route, Route)]
+    for router in ROUTERS:
+        app.include_router(router)
+    paths = [
+        route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)
+    ]
 
     model = ServedModel.load(config.model, config.model_names)
     context = ServerContext(
@@ -41,7 +45,7 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
         model=model,
         metrics=Metrics(
             model.names[0],
-            version=dijiang_runtime.__version__,
+            version=VERSION,
             vllm_names=config.vllm_metrics,
             paths=paths,
         ),

@@ -98,7 +98,7 @@ class ChatTemplate:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages: {exc}", param="messages"
             ) from exc
-        except (TypeError, ValueError, KeyError, OverflowError) as exc:
+        except (TypeError, ValueError, LookupError, ArithmeticError) as exc:
             raise InvalidRequestError(
                 "The model's chat template cannot render these messages.", param="messages"
             ) from exc

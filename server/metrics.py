@@ -6,18 +6,17 @@ vLLM's own name, from the same numbers, so that existing dashboards, autoscalers
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-from dijiang_runtime.engine.client import EngineClient
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
+from dijiang_runtime.engine.client import EngineClient
 from dijiang_runtime.engine.messages import EngineInfo, EngineStats
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
+from server.vllm_metrics import VLLM_NAMES, CacheConfig, Export
 
 # vLLM's families of buckets. A small recurrent model decodes a token in well under 10 ms, where
 # vLLM's gaps begin, so the gaps get four finer buckets.
@@ -42,34 +41,6 @@ CHOICES_BUCKETS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 GENERATION_PATHS: Final = frozenset({"/v1/completions", "/v1/chat/completions"})
 """The endpoints whose requests are counted as received, and once more by their outcome."""
 
-VLLM_NAMES: Final = {
-    f"dijiang_{name}": f"vllm:{name}"
-    for name in (
-        "num_requests_running",
-        "num_requests_waiting",
-        "num_preemptions",
-        "prompt_tokens",
-        "generation_tokens",
-        "request_success",
-        "admission_rejections",
-        "time_to_first_token_seconds",
-        "inter_token_latency_seconds",
-        "request_time_per_output_token_seconds",
-        "e2e_request_latency_seconds",
-        "request_queue_time_seconds",
-        "request_inference_time_seconds",
-        "request_prefill_time_seconds",
-        "request_decode_time_seconds",
-        "request_prompt_tokens",
-        "request_generation_tokens",
-        "request_params_max_tokens",
-        "request_params_n",
-    )
-} | {
-    "dijiang_state_slot_usage": "vllm:kv_cache_usage_perc",
-    "dijiang_iteration_tokens": "vllm:iteration_tokens_total",
-}
-
 
 class Metrics:
     """Every series the server exports. One per app, so that tests never share counts."""
@@ -81,7 +52,8 @@ class Metrics:
         self._paths = frozenset(paths)
         self._own = CollectorRegistry()
         self.registry = CollectorRegistry()
-        self.registry.register(_Export(self._own, VLLM_NAMES if vllm_names else {}))
+        self.registry.register(Export(self._own, VLLM_NAMES if vllm_names else {}))
+        self._vllm_names = vllm_names
         ProcessCollector(registry=self._own)
         self._declare_requests()
         self._declare_sequences()
@@ -232,7 +204,12 @@ class Metrics:
         for name, (help, fact) in facts.items():
             self._gauge(name, help, partial(_read_info, engine, fact))
         self._gauge("engine_ready", "1 while the engine answers.", lambda: engine.is_ready)
+        self._gauge(
+            "engine_restarts", "Times the engine was started again.", lambda: engine.num_restarts
+        )
         engine.subscribe(self._observe_steps)
+        if self._vllm_names:
+            self.registry.register(CacheConfig(engine, self._model_name))
 
     def _observe_steps(self, stats: EngineStats) -> None:
         steps = zip(stats.step_seconds, stats.step_decodes, stats.step_prefill_tokens, strict=True)
@@ -313,33 +290,3 @@ def _read_stats(engine: EngineClient, read: Callable[[EngineStats], float]) -> f
 
 def _read_info(engine: EngineClient, read: Callable[[EngineInfo], float]) -> float:
     return read(engine.info) if engine.is_ready else math.nan
-
-
-class _Export(Collector):
-    """All families of a registry, and the shared ones once more under vLLM's names."""
-
-    def __init__(self, source: CollectorRegistry, vllm_names: dict[str, str]) -> None:
-        self._source = source
-        self._vllm_names = vllm_names
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._source.collect():
-            # When a series was created is of no use, and doubles the output.
-            family.samples = [s for s in family.samples if not s.name.endswith("_created")]
-            yield family
-            if name := self._vllm_names.get(family.name):
-                yield _renamed(family, name)
-
-
-def _renamed(family: Metric, name: str) -> Metric:
-    renamed = Metric(name, family.documentation, family.type, family.unit)
-    for sample in family.samples:
-        renamed.add_sample(
-            name + sample.name.removeprefix(family.name),
-            {**sample.labels, "engine": "0"},
-            sample.value,
-        )
-    return renamed

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import uvicorn
-from dijiang_runtime.engine.client import EngineClient, EngineProcess
 from fastapi import FastAPI
 from rich.console import Console
 
 from dijiang_runtime.config import EngineConfig
+from dijiang_runtime.engine.client import EngineClient, EngineProcess
 from server.app import create_app
 from server.config import ConfigError, ServerConfig
 from server.context import ServerContext

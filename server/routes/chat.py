@@ -6,6 +6,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
 from server.context import ContextDep, ServerContext
 from server.generation import Choice, Generation, make_requests
@@ -64,9 +65,12 @@ async def read_conversation(body: ChatCompletionRequest, context: ServerContext)
     conversation = body.conversation(max_messages=context.config.max_messages)
     num_chars = sum(len(message["content"]) for message in conversation)
     max_chars = MAX_CHARS_PER_TOKEN * context.engine.info.max_model_len
-    return await off_loop(
+    token_ids = await off_loop(
         num_chars, context.model.template.encode, conversation, max_chars=max_chars
     )
+    if not token_ids:
+        raise InvalidRequestError("messages must not be without text.", param="messages")
+    return token_ids
 
 
 def sampling_params(

@@ -12,7 +12,6 @@ import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
-import dijiang_runtime
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import ContextLengthError, EngineDeadError
 from dijiang_runtime.tokenizer import LONG_TEXT
@@ -22,6 +21,7 @@ from server.lifecycle import client_left, run_for_client
 from server.middleware import record_of
 from server.protocol.common import MaybeUsage, RequestModel, parse_body
 from server.protocol.sampling import GenerationRequest
+from server.version import VERSION
 
 G = TypeVar("G", bound=GenerationRequest)
 P = ParamSpec("P")
@@ -122,7 +122,7 @@ def ignored_header(body: RequestModel) -> dict[str, str]:
 def fingerprint(info: EngineInfo) -> str:
     """Changes with whatever may change a seeded answer: software, model, device and precision."""
     parts = (
-        dijiang_runtime.__version__,
+        VERSION,
         info.family,
         info.num_parameters,
         info.device,

@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-import dijiang_runtime
 from server.context import ContextDep
+from server.version import VERSION
 
 router = APIRouter()
 
@@ -33,4 +33,4 @@ async def health(context: ContextDep) -> Response:
 
 @router.get("/version")
 async def version() -> Response:
-    return JSONResponse({"version": dijiang_runtime.__version__})
+    return JSONResponse({"version": VERSION})

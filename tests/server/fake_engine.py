@@ -60,6 +60,7 @@ class FakeStream:
         return self
 
     async def __anext__(self) -> RequestOutput:
+        await asyncio.sleep(0)
         await self._gate.wait()
         if not self._outputs:
             raise StopAsyncIteration
@@ -102,7 +103,9 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self._subscribers: list[Callable[[EngineStats], None]] = []
-        self._failed = asyncio.Event()
+        self.num_restarts = 0
+        self.failure: asyncio.Future[None] | None = None
+        """Set an exception on it to give the engine up."""
 
     @property
     def info(self) -> EngineInfo:
@@ -117,7 +120,8 @@ class FakeEngine:
         self.is_ready = False
 
     async def wait_failed(self) -> None:
-        await self._failed.wait()
+        self.failure = asyncio.get_running_loop().create_future()
+        await self.failure
 
     def subscribe(self, callback: Callable[[EngineStats], None]) -> None:
         self._subscribers.append(callback)
