@@ -27,7 +27,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty one-paragraph stories with separator lines between them."""
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     texts = [
-        f"Once upon a time a {animal} lived at the {place}. The {animal} liked the {place}.\nThe end.\n"
+        f"Once upon a time a {animal} lived at the {place}. The {animal} liked it.\nThe end.\n"
         for animal in ANIMALS
         for place in PLACES
     ]
@@ -86,14 +86,14 @@ PARENTS: dict[str, Callable[[], PreTrainedModel]] = {
 
 @pytest.fixture(scope="session")
 def parents(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder for each family: random weights, with every norm and bias off its default."""
+    """A folder for each family: random weights, far from any default, so that attention matters."""
     folders = {}
     for family, build in PARENTS.items():
         torch.manual_seed(7)
         model = build()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
+                parameter.add_(0.3 * torch.randn_like(parameter))
         folder = tmp_path_factory.mktemp(family)
         model.save_pretrained(folder)
         for name in ("tokenizer.json", "tokenizer_config.json"):
