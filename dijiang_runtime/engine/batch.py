@@ -16,9 +16,6 @@ from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
 from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
 
-# Padding reads slot 0's first row, which nobody writes, and writes its second, which nobody reads.
-_PADDING_SOURCE, _PADDING_TARGET = 0, 1
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -40,10 +37,8 @@ def build_batch(items: Seq[ScheduledSequence], pool: StatePool, device: torch.de
     for item in decodes:
         rows.add(item)
     rows.pad(row_tiles(len(decodes)))
-    num_padding = len(rows.token_ids) - len(decodes)
-    slots = [item.slot for item in decodes]
-    source = [pool.source(slot) for slot in slots] + [_PADDING_SOURCE] * num_padding
-    target = [pool.target(slot) for slot in slots] + [_PADDING_TARGET] * num_padding
+    source = [pool.source(item.slot) for item in decodes]
+    target = [pool.target(item.slot) for item in decodes]
     segments = []
     for item in prefills:
         start, slot = len(rows.token_ids), item.slot

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from dijiang_runtime.ops import torch_ops
+from dijiang_runtime.ops import dispatch, torch_ops
 from dijiang_runtime.ops.linear import CHUNK_TILE
 
 
@@ -79,9 +78,10 @@ class PooledRecurrence:
         """
         Args:
             states: All states. Shape [layers, rows, H, K, V], float32.
-            decode_source: State row of each decoding batch row, padding included. Int64.
-            decode_target: Where each goes. Padding rows name scratch rows in both.
-            prefills: Parts of prompts, in batch order, after the decodes.
+            decode_source: State row of each decode, which come first in the batch. Int64.
+            decode_target: Where its next state goes. Int64.
+            prefills: Parts of prompts, in batch order, after the decodes. Rows that belong to
+                neither are padding: their read-out is 0.
         """
         self.states = states
         self.decode_source = decode_source
@@ -93,7 +93,7 @@ class PooledRecurrence:
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
         if num_decodes := self.decode_source.shape[0]:
             decay = log_decay if log_decay.dim() == 1 else log_decay[:num_decodes]
-            out[:num_decodes] = torch_ops.step(
+            out[:num_decodes] = dispatch.step(
                 q[:num_decodes],
                 k[:num_decodes],
                 v[:num_decodes],
@@ -115,8 +115,3 @@ class PooledRecurrence:
                 out[rows] = o[0]
             states[segment.target] = state[0]
         return out
-
-
-def scratch_rows(num_rows: int, device: torch.device | str = "cpu") -> Tensor:
-    """State rows for padding: row 0, which belongs to no sequence."""
-    return torch.zeros(num_rows, dtype=torch.int64, device=device)

@@ -9,4 +9,7 @@ a group share the state of their key/value head.
 
     reference.py    float64, token by token; the truth that the others are tested against
     torch_ops.py    portable, differentiable
+    cpu/            the step compiled for the CPU
+    dispatch.py     which backend serves a device
+    linear.py       matrix products whose bits do not depend on the batch
 """

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from dijiang_runtime.models.config import ModelConfig, Preset
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.families import config_from_parent, family_of
-from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment, scratch_rows
+from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
 from dijiang_runtime.models.weights import TensorSource
 from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
 from tests.models.hf_parallel import ParallelAttention
@@ -61,7 +61,7 @@ def prefill(model: Decoder, ids: Tensor, cuts: list[int]) -> Tensor:
         padded = torch.zeros(sum(tiles), dtype=torch.int64)
         padded[: stop - start] = ids[start:stop]
         segment = PrefillSegment(start=0, length=stop - start, source=2 + row, target=3 - row)
-        none = scratch_rows(0)
+        none = torch.empty(0, dtype=torch.int64)
         recurrence = PooledRecurrence(states, none, none, [segment])
         positions = torch.arange(start, start + sum(tiles)).clamp(max=stop - 1)
         hidden = model.hidden(padded, positions, recurrence, tiles)
@@ -71,17 +71,16 @@ def prefill(model: Decoder, ids: Tensor, cuts: list[int]) -> Tensor:
 
 
 def decode(model: Decoder, ids: Tensor) -> Tensor:
-    """Logits [T, V] of one sequence run token by token, as row 5 of a batch of 16."""
+    """Logits [T, V] of one sequence run token by token, in a padded batch."""
     states = empty_states(model.config)
     logits = []
     for t, token in enumerate(ids):
         batch, positions = torch.zeros(2, 16, dtype=torch.int64)
-        batch[5], positions[5] = token, t
-        source, target = scratch_rows(16), scratch_rows(16)
-        source[5], target[5] = 2 + t % 2, 2 + (t + 1) % 2
+        batch[0], positions[0] = token, t
+        source, target = torch.tensor([2 + t % 2]), torch.tensor([2 + (t + 1) % 2])
         recurrence = PooledRecurrence(states, source, target)
         hidden = model.hidden(batch, positions, recurrence, row_tiles(16))
-        logits.append(model.logits(hidden, row_tiles(16))[5])
+        logits.append(model.logits(hidden, row_tiles(16))[0])
     return torch.stack(logits)
 
 

@@ -1,12 +1,20 @@
-"""`torch_ops` against the float64 reference, token by token."""
+"""Every backend against the float64 reference, token by token."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from dijiang_runtime.models.attention import decay_tables, default_log_decay_rate
-from dijiang_runtime.ops import reference, torch_ops
+from dijiang_runtime.ops import cpu, reference, torch_ops
 
+STEPS = [
+    pytest.param(torch_ops.step, id="torch"),
+    pytest.param(
+        cpu.step,
+        id="cpu",
+        marks=pytest.mark.skipif(not cpu.is_available(), reason="built without a C++ compiler"),
+    ),
+]
 LENGTHS = [1, 2, 63, 64, 65, 500, 2048]
 
 
@@ -60,8 +68,9 @@ def test_a_prompt_may_be_split_anywhere(split: int) -> None:
     assert relative_error(last, final) < 2e-6
 
 
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("length", LENGTHS)
-def test_step_by_step_agrees_with_the_reference(length: int) -> None:
+def test_step_by_step_agrees_with_the_reference(length: int, step) -> None:
     q, k, v, state = inputs(length)
     truth, final = reference.chunk(q, k, v, log_decay(), state)
     # Two rows for each sequence, written in turn, as the engine does.
@@ -72,7 +81,7 @@ def test_step_by_step_agrees_with_the_reference(length: int) -> None:
         source = torch.tensor([0, 2]) + t % 2
         target = torch.tensor([0, 2]) + (t + 1) % 2
         args = (q[:, t], k[:, t], v[:, t], log_decay(), states, source, target)
-        outputs.append(torch_ops.step(*args))
+        outputs.append(step(*args))
     assert relative_error(torch.stack(outputs, dim=1), truth) < 2e-6
     assert relative_error(states[torch.tensor([0, 2]) + length % 2], final) < 2e-6
 
@@ -140,8 +149,20 @@ def test_gradients_agree_with_float64_autograd_of_the_reference() -> None:
         assert relative_error(ours, expected) < 1e-5
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_step_takes_a_decay_for_every_row(step) -> None:
+    q, k, v, state = inputs(1, batch=3)
+    decay = -torch.rand(3, 2)
+    states = torch.cat([state, torch.zeros_like(state)])
+    source, target = torch.arange(3), torch.arange(3) + 3
+    truth = reference.step(q[:, 0], k[:, 0], v[:, 0], decay, states.double(), source, target)
+    ours = step(q[:, 0], k[:, 0], v[:, 0], decay, states, source, target)
+    assert relative_error(ours, truth) < 1e-6
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("value_dim", [12, 33, 64])
-def test_a_rows_bits_do_not_depend_on_its_neighbours_in_a_step(value_dim: int) -> None:
+def test_a_rows_bits_do_not_depend_on_its_neighbours_in_a_step(value_dim: int, step) -> None:
     generator = torch.Generator().manual_seed(7)
     key_dim, heads = 32, 3
 
@@ -151,14 +172,14 @@ def test_a_rows_bits_do_not_depend_on_its_neighbours_in_a_step(value_dim: int) -
 
     marked, state = batch(1), torch.randn(heads, key_dim, value_dim, generator=generator)
     results = []
-    for rows in (16, 32, 64, 128):
-        for place in (0, 5, rows - 1):
+    for rows in (1, 2, 7, 16, 64, 128):
+        for place in {0, rows // 2, rows - 1}:
             tensors = batch(rows)
             for tensor, ours in zip(tensors, marked, strict=True):
                 tensor[place] = ours[0]
             states = torch.randn(2 * rows, heads, key_dim, value_dim, generator=generator)
             states[place] = state
             source, target = torch.arange(rows), torch.arange(rows) + rows
-            o = torch_ops.step(*tensors, log_decay(heads), states, source, target)
+            o = step(*tensors, log_decay(heads), states, source, target)
             results.append(torch.cat([o[place].flatten(), states[rows + place].flatten()]))
     assert all(torch.equal(result, results[0]) for result in results)
