@@ -21,7 +21,8 @@ async def readyz(context: ContextDep) -> Response:
     if context.lifecycle.is_draining:
         return JSONResponse({"status": "draining"}, 503)
     if not context.engine.is_ready:
-        return JSONResponse({"status": "loading"}, 503)
+        status = "restarting" if context.engine.num_restarts else "loading"
+        return JSONResponse({"status": status}, 503)
     return JSONResponse({"status": "ready"})
 
 
