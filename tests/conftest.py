@@ -10,6 +10,7 @@ import pytest
 # One thread each for this process and for the engines it starts: several of them spinning on a few
 # cores take many times as long. Tests that need more set it themselves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

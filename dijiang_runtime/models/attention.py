@@ -6,13 +6,12 @@ N tokens    D hidden    Hq query heads    H key/value heads    d head dim    m f
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dijiang_runtime.kernelization.feature_map import softmax_features, weighted_exp_features
 from dijiang_runtime.kernelization.projection import dct_projection
 from dijiang_runtime.models.config import ModelConfig
-from dijiang_runtime.models.layers import GroupNorm, Linear
+from dijiang_runtime.models.layers import GroupNorm, Linear, silu
 from dijiang_runtime.models.recurrence import Recurrence
 from dijiang_runtime.models.rotary import rotate
 from dijiang_runtime.ops.linear import Tiles, per_head_linear
@@ -60,8 +59,9 @@ def default_log_decay_rate(num_heads: int) -> Tensor:
 
     γ_h = 1 - exp(linspace(ln 1/32, ln 1/512, H)).
     """
+    # On the CPU even while a model is built without storage: there torch would import its compiler.
     exponents = torch.linspace(
-        math.log(1 / 32), math.log(1 / 512), num_heads, dtype=torch.float64
+        math.log(1 / 32), math.log(1 / 512), num_heads, dtype=torch.float64, device="cpu"
     )
     return (-torch.log1p(-exponents.exp())).log()
 
@@ -121,7 +121,7 @@ class Attention(nn.Module):
             y = recurrence.attend(self.layer, phi_q, phi_k, v, log_decay).flatten(1)
             y = self.readout_norm(y)
         if self.config.attention.gate:
-            y = F.silu(self.gate(x, tiles)) * y
+            y = silu(self.gate(x, tiles), tiles) * y
         return self.o_proj(y, tiles)
 
     def _project(

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dijiang_runtime.models.config import ModelConfig
+from dijiang_runtime.ops import activations
 from dijiang_runtime.ops.linear import Tiles, linear
 
 
@@ -71,16 +72,21 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, tiles: Tiles | None) -> Tensor:
         if self.gate is None:
-            return self.down(self._activate(self.up(x, tiles)), tiles)
-        return self.down(self._activate(self.gate(x, tiles)) * self.up(x, tiles), tiles)
+            return self.down(self._activate(self.up(x, tiles), tiles), tiles)
+        return self.down(self._activate(self.gate(x, tiles), tiles) * self.up(x, tiles), tiles)
 
-    def _activate(self, x: Tensor) -> Tensor:
+    def _activate(self, x: Tensor, tiles: Tiles | None) -> Tensor:
         match self.activation:
             case "gelu":
                 return F.gelu(x)
             case "gelu_tanh":
-                return F.gelu(x, approximate="tanh")
+                return F.gelu(x, approximate="tanh") if tiles is None else activations.gelu_tanh(x)
             case "relu":
                 return F.relu(x)
             case "silu":
-                return F.silu(x)
+                return silu(x, tiles)
+
+
+def silu(x: Tensor, tiles: Tiles | None) -> Tensor:
+    """SiLU; with tiles, in the form that does not depend on the batch."""
+    return F.silu(x) if tiles is None else activations.silu(x)

@@ -95,7 +95,7 @@ def test_a_prompt_may_be_split_anywhere(
     assert run_together(engine, requests, seed=0) == expected
 
 
-@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("num_threads", [2, 3])
 def test_neighbours_do_not_matter_at_any_number_of_threads(
     make_engine: MakeEngine, requests_of_every_kind: list[Request], num_threads: int
 ) -> None:
@@ -146,6 +146,21 @@ FAMILIES = {
         "num_kv_heads": 3,
     },
 }
+
+
+def test_neighbours_do_not_matter_where_torch_shares_rows_out_among_threads(
+    make_engine: MakeEngine,
+    make_tiny_model: Callable[..., Path],
+    requests_of_every_kind: list[Request],
+) -> None:
+    # From 32,768 elements on, torch cuts a tensor into one share for each thread, mid-row.
+    model = make_tiny_model(**FAMILIES["llama"], intermediate_size=1040)
+    requests = requests_of_every_kind[:20]
+    expected = run_alone(make_engine(model=model, num_threads=3), requests)
+
+    engine = make_engine(model=model, num_threads=3, max_batched_tokens=2048)
+
+    assert run_together(engine, requests, seed=1) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
