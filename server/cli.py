@@ -7,6 +7,7 @@ from collections.abc import Callable
 import typer
 
 from dijiang_runtime.errors import DiJiangError
+from server.commands.bench import bench
 from server.commands.chat import chat
 from server.commands.conversion import convert, evaluate, sample, tokenizer
 from server.commands.generate import generate
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "generate": (generate, "Continue a text offline."),
     "chat": (chat, "Chat with a running server."),
     "inspect": (inspect, "Show what a model costs, beside its parent's KV cache."),
+    "bench": (bench, "Measure decode and prefill throughput."),
     "convert": (convert, "Turn a pretrained Transformer into a DiJiang model."),
     "train": (train, "Train a model on text, with or without a teacher."),
     "eval": (evaluate, "Measure loss and perplexity on text."),

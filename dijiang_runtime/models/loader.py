@@ -59,6 +59,14 @@ def load_model(
     return model.to(device).eval().requires_grad_(False)
 
 
+def random_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> Decoder:
+    """Make a model with random weights, ready for inference: speed does not depend on them."""
+    model = Decoder(config)
+    state = {name: _cast(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
 def save_model(model: Decoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
     """Write `config.json` and `model.safetensors`.
 

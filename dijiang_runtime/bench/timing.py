@@ -1,0 +1,91 @@
+"""Timing things side by side: in turns, round after round, so that a change in the machine's mood
+meets all of them alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import psutil
+
+ROUND_SECONDS = 0.25
+"""Calls are repeated until one timing takes about this long, so that the clock does not matter."""
+
+MAX_FOREIGN_SHARE = 0.15
+"""A round in which others used more than this share of the machine is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds per call of one contender over the rounds that count."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    num_rounds: int
+    num_disturbed: int
+    """Rounds in which others used the machine. They are left out, unless too few are left."""
+
+
+def alternate(contenders: Mapping[int, Callable[[], object]], *, rounds: int) -> dict[int, Timing]:
+    """Time each contender once a round, in turns, after a warm-up.
+
+    A round that others disturbed is repeated, up to as many times again as were asked for; if the
+    machine never comes to rest, all rounds count.
+    """
+    calls = {key: _calls_per_round(contender) for key, contender in contenders.items()}
+    quiet: list[dict[int, float]] = []
+    disturbed: list[dict[int, float]] = []
+    while len(quiet) < rounds and len(quiet) + len(disturbed) < 2 * rounds:
+        watch = ForeignLoad()
+        seconds = _one_round(contenders, calls)
+        (disturbed if watch.share() > MAX_FOREIGN_SHARE else quiet).append(seconds)
+    num_disturbed = len(disturbed)
+    kept = quiet if len(quiet) >= rounds else quiet + disturbed
+    return {key: _timing([r[key] for r in kept], num_disturbed) for key in contenders}
+
+
+class ForeignLoad:
+    """How much of the machine others have used since this was made."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def share(self) -> float:
+        """Busy time that is not ours, as a share of all cores' time."""
+        wall, ours, busy = (b - a for a, b in zip(self._start, self._read(), strict=True))
+        return max(0.0, busy - ours) / (wall * (psutil.cpu_count() or 1))
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        busy = times.user + times.system + getattr(times, "nice", 0.0)
+        return time.perf_counter(), time.process_time(), busy
+
+
+def _calls_per_round(contender: Callable[[], object]) -> int:
+    contender()
+    return max(1, round(ROUND_SECONDS / _time(contender)))
+
+
+def _one_round(
+    contenders: Mapping[int, Callable[[], object]], calls: Mapping[int, int]
+) -> dict[int, float]:
+    """Mean seconds per call of each contender. Their calls take turns as long as both have some."""
+    totals = dict.fromkeys(contenders, 0.0)
+    for call in range(max(calls.values())):
+        for key, contender in contenders.items():
+            if call < calls[key]:
+                totals[key] += _time(contender)
+    return {key: total / calls[key] for key, total in totals.items()}
+
+
+def _time(contender: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    contender()
+    return time.perf_counter() - start
+
+
+def _timing(seconds: list[float], num_disturbed: int) -> Timing:
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Timing(median, lower, upper, len(seconds), num_disturbed)

@@ -1,0 +1,123 @@
+"""`dijiang bench`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.commands.common import fail, model_folder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from dijiang_runtime.models.decoder import Decoder
+
+
+def bench(
+    model: Annotated[
+        Path | None, typer.Argument(help="A DiJiang model folder. Default: --shape.")
+    ] = None,
+    shape: Annotated[
+        str,
+        typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -2.8b."),
+    ] = "pythia-70m",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or bfloat16.")] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: the cores this may use.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds that each figure comes from.")] = 15,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Really run the prompt of 100,000 tokens; takes a minute."),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+) -> None:
+    """Measure decode by batch and by position, and prefill by length, side by side in one run.
+
+    Decode at position 100 is compared with decode at position 100,000: the state has one size, so
+    they should be equally fast.
+
+    Examples:
+
+        dijiang bench
+
+        dijiang bench --shape pythia-160m --dtype bfloat16 --full --json result.json
+
+        dijiang bench ./model
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    with Console(stderr=True).status("Loading torch") as status:
+        import torch
+
+        from dijiang_runtime.bench.engine import Bench, BenchOptions
+        from dijiang_runtime.engine.resources import available_cpus
+
+        if dtype not in ("float32", "bfloat16"):
+            fail(f"dtype {dtype!r} is neither float32 nor bfloat16.", exit_code=2)
+        torch.set_num_threads(threads or available_cpus())
+        decoder = load(model, shape, getattr(torch, dtype))
+        options = BenchOptions(rounds=rounds, full=full)
+        result = Bench(decoder, options, lambda text: status.update(f"Measuring {text}")).run()
+    result["model"]["name"] = model.name if model else f"{shape}, random weights"
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print_result(console, result)
+
+
+def load(model: Path | None, shape: str, dtype: Any) -> "Decoder":
+    from dijiang_runtime.bench.facts import shape_config
+    from dijiang_runtime.models.loader import load_model, random_model
+
+    if model is not None:
+        return load_model(model_folder(model), dtype=dtype)
+    return random_model(shape_config(shape), dtype=dtype)
+
+
+def print_result(console: "Console", result: dict[str, Any]) -> None:
+    machine, facts = result["machine"], result["model"]
+    console.print(
+        f"{facts['name']}: {facts['family']}, {facts['num_layers']} layers, hidden "
+        f"{facts['hidden_size']}, {facts['num_parameters']:,} parameters, {facts['dtype']}\n"
+        f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, load "
+        f"{machine['load_average']:.1f}, torch {machine['torch']}, commit {machine['commit']}"
+    )
+    console.print(figures("Decode by batch", "batch", result["decode_by_batch"]))
+    if by_position := result["decode_by_position"]:
+        console.print(figures("Decode by position", "position", by_position["rows"]))
+        how = "its prompt was run" if by_position["prompt_was_run"] else "its prompt was not run"
+        console.print(
+            f"Position 100,000 / 100: {by_position['ratio']:.3f} ({how}); "
+            f"{by_position['state_bytes']:,} bytes of state at either."
+        )
+        if by_position["prompt_was_run"]:
+            speed = by_position["prefill_tokens_per_second"]
+            console.print(f"Prompt of 100,000 tokens: {speed:,.0f} tokens/s.")
+    else:
+        console.print("This model has no position 100,000.")
+    console.print(figures("Prefill by length", "length", result["prefill_by_length"]))
+
+
+def figures(title: str, key: str, rows: list[dict[str, Any]]) -> "Table":
+    """One table: medians, and quartiles as the spread."""
+    from rich.table import Table
+
+    table = Table(key, "tokens/s", "ms", "quartiles, ms", "rounds", "disturbed", title=title)
+    for column in table.columns:
+        column.justify = "right"
+    for row in rows:
+        seconds = row["seconds"]
+        table.add_row(
+            f"{row[key]:,}",
+            f"{row['tokens_per_second']:,.1f}",
+            f"{1e3 * seconds['median']:.2f}",
+            f"{1e3 * seconds['lower_quartile']:.2f} - {1e3 * seconds['upper_quartile']:.2f}",
+            str(seconds["num_rounds"]),
+            str(seconds["num_disturbed"]),
+        )
+    return table
