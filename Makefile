@@ -45,6 +45,10 @@ format: $(TEST_READY) ## Format the code and apply ruff's safe fixes
 bench: $(RUNTIME_READY) ## Measure decode by batch and position, and prefill. ARGS= passes options
 	@$(BIN)/dijiang bench $(ARGS)
 
+.PHONY: simulate
+simulate: $(TEST_READY) ## Simulate a million requests with faults, checking every step. ARGS= passes options
+	$(BIN)/python -m tests.simulation $(ARGS)
+
 .PHONY: install
 install: $(TEST_READY) ## Install everything, for work in an editor
 

@@ -116,12 +116,15 @@ class Engine:
         self._processor.add(sequence)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """End a request early and return its last output; None if it has ended already."""
+        """End a request early and return its last output.
+
+        None if it has ended already, or if a step is computing it: then that step's outputs end it.
+        """
         sequence = self.scheduler.abort(request_id, self._clock())
         if sequence is None:
             return None
         logger.info("request %s aborted", request_id)
-        return self._processor.close(sequence)
+        return self._processor.close(sequence) if sequence.is_finished else None
 
     def step(self) -> list[RequestOutput]:
         """Advance every running sequence by one step and return what is new."""
@@ -207,7 +210,7 @@ class Engine:
         """The news of one sequence after a step. A failure here is this sequence's alone."""
         output = None
         try:
-            if result.error is None:
+            if result.error is None and not sequence.fenced:
                 output, stop = self._processor.process(sequence, result)
                 if stop is not None:
                     self.scheduler.finish(sequence, FinishReason.STOP, now, stop_reason=stop)
