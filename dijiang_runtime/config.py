@@ -59,7 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 20
     num_threads: Annotated[
         Positive | None,
-        Meta(description="CPU threads of one step. Default: the cores this process may use."),
+        Meta(description="CPU threads of one step. Default: all cores but one, which HTTP needs."),
     ] = None
     step_timeout_seconds: Annotated[
         float,

@@ -44,7 +44,9 @@ def load(config: EngineConfig) -> LoadedEngine:
     """
     started = time.perf_counter()
     # Torch's own default heeds OMP_NUM_THREADS, but knows nothing of a container's quota.
-    num_threads = config.num_threads or min(torch.get_num_threads(), available_cpus())
+    # One core is left to the API process: a thread that waits for a core delays every product.
+    spare = max(1, available_cpus() - 1)
+    num_threads = config.num_threads or min(torch.get_num_threads(), spare)
     torch.set_num_threads(num_threads)
     device = _device(config.device)
     dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
