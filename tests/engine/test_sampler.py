@@ -1,0 +1,238 @@
+"""The sampler against a straightforward float64 reimplementation, and against probability."""
+
+import math
+import random
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy import stats
+
+from dijiang_runtime.engine.logprobs import raw_logprobs, top_values
+from dijiang_runtime.engine.rng import uniform
+from dijiang_runtime.engine.sampler import Sampler, draw
+from dijiang_runtime.engine.sequence import Sequence
+from dijiang_runtime.request import SamplingParams
+from tests.engine.requests import make_request, random_sampling
+
+EOS = (0, 1)
+Row = npt.NDArray[np.float64]
+
+
+def make_sequence(
+    params: SamplingParams, prompt: list[int] | None = None, output: list[int] | None = None
+) -> Sequence:
+    request = make_request("r", prompt or [2], **msgspec.structs.asdict(params))
+    return Sequence(request, seed=params.seed or 0, output_token_ids=output or [])
+
+
+def reference_logits(logits: Row, sequence: Sequence) -> Row:
+    params = sequence.request.sampling
+    prompt, output = sequence.request.prompt_token_ids, sequence.output_token_ids
+    x = logits.copy()
+    for token_id, bias in params.logit_bias.items():
+        x[token_id] += bias
+    if len(output) < params.min_tokens:
+        for token_id in [*params.stop_token_ids, *(() if params.ignore_eos else EOS)]:
+            x[token_id] = -1e30
+    for token_id in set(prompt) | set(output):
+        if x[token_id] > 0:
+            x[token_id] /= params.repetition_penalty
+        else:
+            x[token_id] *= params.repetition_penalty
+    for token_id in set(output):
+        x[token_id] -= params.presence_penalty
+        x[token_id] -= params.frequency_penalty * output.count(token_id)
+    return x
+
+
+def reference_probabilities(x: Row, params: SamplingParams) -> Row:
+    p = np.exp((x - x.max()) / params.temperature)
+    p /= p.sum()
+    p[p < params.min_p * p.max()] = 0.0
+    order = sorted(range(len(p)), key=lambda i: (-p[i], i))
+    if params.top_k > 0:
+        for i in order[params.top_k :]:
+            p[i] = 0.0
+    if params.top_p < 1:
+        p /= p.sum()
+        mass = 0.0
+        for i in order:
+            if mass >= params.top_p:
+                p[i] = 0.0
+            mass += p[i]
+    return p / p.sum()
+
+
+def reference_token(logits: Row, sequence: Sequence) -> int:
+    params = sequence.request.sampling
+    x = reference_logits(logits, sequence)
+    if params.is_greedy:
+        return int(np.argmax(x))
+    p = reference_probabilities(x, params)
+    point = uniform(sequence.seed, sequence.next_position)
+    return int(np.searchsorted(np.cumsum(p), point, side="right"))
+
+
+def random_case(rng: random.Random, vocab_size: int) -> tuple[torch.Tensor, Sequence]:
+    params = random_sampling(rng)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    logits = torch.randn(vocab_size, generator=generator) * rng.choice((0.5, 3.0))
+    if rng.random() < 0.3:
+        logits = logits.round()  # Many equals.
+    output = [rng.randrange(30) for _ in range(rng.choice((0, 3, 40)))]
+    prompt = [rng.randrange(vocab_size) for _ in range(rng.randint(1, 20))]
+    return logits, make_sequence(params, prompt, output)
+
+
+@pytest.mark.parametrize("vocab_size", [400, 5003])
+def test_every_row_gets_the_token_of_the_reference(vocab_size: int) -> None:
+    rng = random.Random(vocab_size)
+    cases = [random_case(rng, vocab_size) for _ in range(300)]
+    expected = [reference_token(x.double().numpy(), sequence) for x, sequence in cases]
+    logits = torch.stack([x for x, _ in cases])
+
+    sampled = Sampler(EOS).sample(logits, [sequence for _, sequence in cases])
+
+    assert [token.token_id for token in sampled] == expected
+    # The cases are not all the easy one.
+    num_argmax = sum(
+        int(x.argmax()) == token for (x, _), token in zip(cases, expected, strict=True)
+    )
+    assert 50 < num_argmax < 250
+
+
+@pytest.mark.parametrize("vocab_size", [387, 5003])
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_row_is_sampled_the_same_in_any_batch(vocab_size: int, num_threads: int) -> None:
+    num_threads_before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        rng = random.Random(5)
+        cases = [random_case(rng, vocab_size) for _ in range(60)]
+        sampler = Sampler(EOS)
+        alone = [sampler.sample(x[None].clone(), [sequence])[0] for x, sequence in cases]
+        for size in (2, 17, 60):
+            chosen = rng.sample(range(60), size)
+            logits = torch.stack([cases[i][0] for i in chosen])
+            together = sampler.sample(logits, [cases[i][1] for i in chosen])
+            assert together == [alone[i] for i in chosen]
+    finally:
+        torch.set_num_threads(num_threads_before)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=2.0, top_k=5),
+        SamplingParams(top_p=0.7),
+        SamplingParams(top_k=12, top_p=0.9),
+        SamplingParams(min_p=0.1),
+        SamplingParams(min_p=0.02, top_k=10, top_p=0.95, temperature=1.5),
+    ],
+    ids=lambda p: f"t{p.temperature}-k{p.top_k}-p{p.top_p}-m{p.min_p}",
+)
+def test_tokens_are_drawn_with_their_probabilities(params: SamplingParams) -> None:
+    logits = 1.5 * torch.randn(20, generator=torch.Generator().manual_seed(1))
+    expected = reference_probabilities(logits.double().numpy(), params)
+    num_draws = 20_000
+    uniforms = [uniform(seed=11, position=i) for i in range(num_draws)]
+
+    drawn = draw(logits.expand(num_draws, -1), [params] * num_draws, uniforms)
+
+    counts = np.bincount(drawn, minlength=20)
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    if possible.sum() > 1:
+        p_value = stats.chisquare(counts[possible], expected[possible] * num_draws).pvalue
+        assert p_value > 1e-4
+
+
+def test_equals_are_kept_and_chosen_by_lowest_id() -> None:
+    logits = torch.zeros(1, 1000)
+    greedy = make_sequence(SamplingParams(temperature=0.0))
+    assert Sampler(EOS).sample(logits.clone(), [greedy])[0].token_id == 0
+
+    for params in (SamplingParams(top_k=3), SamplingParams(top_p=0.0025)):
+        drawn = draw(logits.expand(200, -1), [params] * 200, [i / 200 for i in range(200)])
+        assert set(drawn) == {0, 1, 2}
+
+
+def test_the_largest_random_number_still_gives_a_possible_token() -> None:
+    logits = torch.full((1, 50), -1e9)
+    logits[0, :3] = torch.tensor([0.3, 0.1, 0.2])
+
+    assert draw(logits, [SamplingParams()], [1 - 2**-53]) == [2]
+
+
+def test_a_flat_distribution_is_cut_correctly_beyond_the_first_prefix() -> None:
+    logits = torch.zeros(1, 10_000)
+    params = SamplingParams(top_p=0.49995)
+
+    drawn = draw(logits.expand(100, -1), [params] * 100, [(i + 0.51) / 100 for i in range(100)])
+
+    # 5,000 tokens are kept, all equally likely.
+    assert drawn == [50 * i + 25 for i in range(100)]
+
+
+def test_a_row_with_every_token_masked_still_gets_one() -> None:
+    params = SamplingParams(max_tokens=5, min_tokens=5, stop_token_ids=tuple(range(10)))
+
+    sampled = Sampler(EOS).sample(torch.randn(1, 10), [make_sequence(params)])
+
+    assert 0 <= sampled[0].token_id < 10
+
+
+def test_logprobs_are_the_models_own_whatever_the_parameters() -> None:
+    logits = torch.randn(1, 100)
+    expected = torch.log_softmax(logits[0], dim=-1)
+    params = SamplingParams(
+        temperature=0.0, logit_bias={42: 100.0}, repetition_penalty=2.0, logprobs=3
+    )
+
+    [sampled] = Sampler(EOS).sample(logits.clone(), [make_sequence(params)])
+
+    assert sampled.token_id == 42
+    assert sampled.logprobs is not None
+    assert sampled.logprobs.logprob == expected[42].item()
+    assert sampled.logprobs.top_ids == tuple(expected.topk(3).indices.tolist())
+    assert sampled.logprobs.top_logprobs == tuple(expected.topk(3).values.tolist())
+
+
+def test_each_row_reports_as_many_alternatives_as_it_asked_for() -> None:
+    reported = raw_logprobs(torch.randn(3, 10), [0, 1, 2], [0, 4, 2])
+
+    assert [len(row.top_ids) for row in reported] == [0, 4, 2]
+
+
+def test_the_likeliest_tokens_come_in_order_of_id_among_equals() -> None:
+    x = torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0, 2.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+
+    values, ids = top_values(x, 4)
+
+    assert ids.tolist() == [[1, 3, 2, 4], [0, 1, 2, 3]]
+    assert values.tolist() == [[3.0, 3.0, 2.0, 2.0], [5.0, 4.0, 3.0, 2.0]]
+
+
+def test_random_numbers_are_uniform_and_independent_along_positions_and_seeds() -> None:
+    along_positions = np.array([uniform(3, i) for i in range(20_000)])
+    along_seeds = np.array([uniform(i, 3) for i in range(20_000)])
+    for numbers in (along_positions, along_seeds):
+        assert stats.kstest(numbers, "uniform").pvalue > 1e-4
+        for lag in (1, 2, 7):
+            assert abs(np.corrcoef(numbers[:-lag], numbers[lag:])[0, 1]) < 0.03
+    # The n choices of a request have neighbouring seeds.
+    next_seed = np.array([uniform(4, i) for i in range(20_000)])
+    assert abs(np.corrcoef(along_positions, next_seed)[0, 1]) < 0.03
+
+
+def test_random_numbers_depend_on_seed_and_position_alone() -> None:
+    assert uniform(1, 2) == uniform(1, 2)
+    assert uniform(-1, 0) == uniform(2**64 - 1, 0)
+    assert len({uniform(seed, i) for seed in range(-50, 50) for i in range(100)}) == 10_000
+    assert all(0.0 <= uniform(seed, 0) < 1.0 for seed in range(1000))
+    assert math.isclose(uniform(0, 0) * 2**53 % 1, 0.0)
