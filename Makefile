@@ -14,6 +14,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
 	$(p) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 
+# What an installation is made of: when none of it has changed, nothing is installed again.
+SOURCES := pyproject.toml constraints.txt $(wildcard dijiang_runtime/ops/cpu/*.cpp)
 RUNTIME_READY := $(VENV)/.installed-runtime
 TEST_READY := $(VENV)/.installed-test
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -63,14 +65,13 @@ $(BIN)/python:
 	@echo "Making $(VENV) with $(PYTHON)"
 	@$(PYTHON) -m venv $(VENV)
 
-# Installing again costs seconds, so it happens only when what is installed may have changed.
-$(RUNTIME_READY): pyproject.toml constraints.txt | $(BIN)/python
+$(RUNTIME_READY): $(SOURCES) | $(BIN)/python
 	@echo "Installing dijiang-serving (a few minutes the first time)"
 	@$(INSTALL) setuptools
 	@$(INSTALL) --no-build-isolation -e .
 	@touch $@
 
-$(TEST_READY): pyproject.toml constraints.txt | $(BIN)/python
+$(TEST_READY): $(SOURCES) | $(BIN)/python
 	@echo "Installing dijiang-serving with all that its tests need (a few minutes the first time)"
 	@$(INSTALL) setuptools
 	@$(INSTALL) --no-build-isolation -e '.[test]'
