@@ -131,7 +131,7 @@ def error_response(exc: Exception, request_id: str) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status in (413, 415):
+    if status == 413:
         # The rest of the body is not read, so the connection cannot carry another request.
         headers["Connection"] = "close"
     return _json_response(status, body, headers)

@@ -125,13 +125,16 @@ class LimitsMiddleware:
         self.max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         try:
-            self._check_headers(Headers(scope=scope))
+            self._check_headers(scope["method"], Headers(scope=scope))
         except InvalidRequestError as exc:
-            await error_response(exc, record_of(scope).request_id)(scope, receive, send)
+            refusal = error_response(exc, record_of(scope).request_id)
+            # What follows on this connection is a body that nobody reads.
+            refusal.headers["Connection"] = "close"
+            await refusal(scope, receive, send)
             return
         num_bytes = 0
 
@@ -145,7 +148,12 @@ class LimitsMiddleware:
 
         await self.app(scope, counted_receive, send)
 
-    def _check_headers(self, headers: Headers) -> None:
+    def _check_headers(self, method: str, headers: Headers) -> None:
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # A proxy may believe the one and we the other: where does the next request begin?
+            raise InvalidRequestError("Content-Length and Transfer-Encoding exclude each other.")
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return
         if headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedMediaTypeError("Send the body without Content-Encoding.")
         media_type, _, options = headers.get("content-type", "").partition(";")

@@ -104,8 +104,7 @@ class FakeEngine:
         self.gate.set()
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self.num_restarts = 0
-        self.failure: asyncio.Future[None] | None = None
-        """Set an exception on it to give the engine up."""
+        self._given_up: asyncio.Future[None] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -120,8 +119,13 @@ class FakeEngine:
         self.is_ready = False
 
     async def wait_failed(self) -> None:
-        self.failure = asyncio.get_running_loop().create_future()
-        await self.failure
+        self._given_up = asyncio.get_running_loop().create_future()
+        await self._given_up
+
+    def give_up(self, reason: Exception) -> None:
+        """Fail for good, as an engine does that keeps dying."""
+        assert self._given_up is not None
+        self._given_up.set_exception(reason)
 
     def subscribe(self, callback: Callable[[EngineStats], None]) -> None:
         self._subscribers.append(callback)
