@@ -8,7 +8,7 @@ import pytest
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.engine.messages import EngineInfo
-from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
 from dijiang_runtime.errors import (
     ContextLengthError,
@@ -29,16 +29,13 @@ class ScriptedRunner:
 
     def __init__(self, text: str) -> None:
         self.token_ids = TOKENIZER.encode(text)
-        self.num_steps = 0
         self.failing: set[str] = set()
 
     def execute(self, plan: SchedulerOutput) -> list[StepResult]:
-        self.num_steps += 1
-        return [
-            self._result(item.sequence, item.completes_prompt, item.num_tokens) for item in plan
-        ]
+        return [self._result(item) for item in plan]
 
-    def _result(self, sequence, completes_prompt: bool, num_tokens: int) -> StepResult:
+    def _result(self, item: ScheduledSequence) -> StepResult:
+        sequence = item.sequence
         if sequence.request_id in self.failing:
             return StepResult(error=RequestError("NumericalError", "not finite"))
         sampling = sequence.request.sampling
