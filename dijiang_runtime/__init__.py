@@ -5,11 +5,14 @@
     engine = Engine.from_config(EngineConfig(model=Path("my-model")))
     [output] = engine.generate(["Once upon a time"], SamplingParams(max_tokens=50))
 
-Names are imported when they are first used, so that importing the package costs nothing.
+Names are imported when they are first used, so that importing the package costs nothing. In a
+program that uses transformers, `AutoModelForCausalLM.from_pretrained` loads our folders as well.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from dijiang_runtime import import_hook
 
 if TYPE_CHECKING:
     from dijiang_runtime.config import EngineConfig
@@ -72,3 +75,6 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+
+
+import_hook.install()
