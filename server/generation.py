@@ -8,8 +8,8 @@ from typing import Self
 from uuid import uuid4
 
 import msgspec
-from dijiang_runtime.engine.client import RequestStream
 
+from dijiang_runtime.engine.client import RequestStream
 from dijiang_runtime.errors import (
     DiJiangError,
     EngineDeadError,
@@ -171,14 +171,14 @@ class Generation:
 
 
 def make_requests(
-    prompts: Sequence[tuple[Sequence[int], SamplingParams]], num_choices: int
+    prompts: Sequence[tuple[tuple[int, ...], SamplingParams]], num_choices: int
 ) -> list[Request]:
     """`num_choices` requests for each prompt, with seeds that differ from choice to choice."""
     arrival, group = time.time(), uuid4().hex
     return [
         Request(
             request_id=f"{group}-{prompt_index * num_choices + choice}",
-            prompt_token_ids=tuple(token_ids),
+            prompt_token_ids=token_ids,
             sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, choice)),
             arrival_time=arrival,
         )

@@ -185,6 +185,10 @@ class Metrics:
             "num_requests_waiting": ("Sequences that wait for a slot.", lambda s: s.waiting),
             "state_slots_used": ("Slots that hold a recurrent state.", lambda s: s.slots_used),
             "state_slots": ("Slots there are.", lambda s: s.slots_total),
+            "context_tokens": (
+                "Tokens that the states of running sequences have read.",
+                lambda s: s.context_tokens,
+            ),
             "state_slot_usage": (
                 "Used slots over all slots, 0 to 1. High means busy, not out of memory.",
                 lambda s: s.slots_used / max(1, s.slots_total),
@@ -197,6 +201,10 @@ class Metrics:
             "state_bytes_per_sequence": (
                 "Memory of one sequence, however long it grows.",
                 lambda i: i.state_bytes_per_sequence,
+            ),
+            "parent_kv_cache_bytes_per_token": (
+                "What a Transformer of the same shape would keep of each token, in 16 bits.",
+                lambda i: i.parent_kv_cache_bytes_per_token,
             ),
             "model_load_seconds": ("Time to load the weights.", lambda i: i.load_seconds),
             "model_warmup_seconds": ("Time to warm up.", lambda i: i.warmup_seconds),

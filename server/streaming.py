@@ -6,6 +6,7 @@ event with an `error`, after which the connection is closed without `[DONE]`.
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -60,11 +61,12 @@ class EventStream(Response):
         self.background = None
         # The last header asks nginx not to gather events before it passes them on.
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
-        self._config = context.config
         self._lifecycle = context.lifecycle
         self._generation = generation
         self._stream_encoder = encoder
-        self._sending_since: float | None = None
+        # 0 is never, which asyncio calls None.
+        self._patience = context.config.send_timeout_seconds or None
+        self._keep_alive = context.config.sse_keep_alive_seconds or None
         self._last_sent_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +75,7 @@ class EventStream(Response):
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
             ending = await self._ending(record, receive, send)
-        await self._send_last(ending, send)
+        await self._send(ending, send, more=False)
 
     async def _ending(self, record: RequestRecord, receive: Receive, send: Send) -> bytes:
         """Send all events but the last ones, which are returned."""
@@ -102,39 +104,26 @@ class EventStream(Response):
                 await self._send(data, send)
         return encoder.closing() + DONE
 
-    async def _send(self, data: bytes, send: Send) -> None:
-        now = asyncio.get_running_loop().time
-        self._sending_since = now()
-        await send({"type": "http.response.body", "body": data, "more_body": True})
-        self._sending_since = None
-        self._last_sent_at = now()
-
-    async def _send_last(self, data: bytes, send: Send) -> None:
+    async def _send(self, data: bytes, send: Send, *, more: bool = True) -> None:
         try:
-            async with asyncio.timeout(self._config.send_timeout_seconds or None):
-                await send({"type": "http.response.body", "body": data, "more_body": False})
+            # Sending waits while the client does not read and the buffers are full.
+            async with asyncio.timeout(self._patience):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
         except TimeoutError:
             raise ClientDisconnectedError from None
+        self._last_sent_at = time.monotonic()
 
     async def _watch(self, receive: Receive, send: Send) -> None:
-        """Return when the client has left or has stopped reading. Keep silent streams alive."""
-        keep_alive = self._config.sse_keep_alive_seconds
-        patience = self._config.send_timeout_seconds
-        now = asyncio.get_running_loop().time
-        self._last_sent_at = now()
+        """Return when the client has left. Until then, keep a silent stream alive."""
         left = asyncio.ensure_future(client_left(receive))
+        self._last_sent_at = time.monotonic()
         try:
             while not left.done():
-                await asyncio.wait(
-                    {left}, timeout=min(filter(None, (keep_alive, patience)), default=None)
-                )
-                if self._sending_since is not None:
-                    if patience and now() - self._sending_since >= patience:
-                        return
-                elif keep_alive and now() - self._last_sent_at >= keep_alive and not left.done():
-                    async with asyncio.timeout(patience or None):
-                        await self._send(KEEP_ALIVE, send)
-        except TimeoutError:
+                await asyncio.wait({left}, timeout=self._keep_alive)
+                silence = time.monotonic() - self._last_sent_at
+                if not left.done() and self._keep_alive and silence >= self._keep_alive:
+                    await self._send(KEEP_ALIVE, send)
+        except ClientDisconnectedError:
             return
         finally:
             left.cancel()

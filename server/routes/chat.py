@@ -60,7 +60,7 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
     return json_response(answer, ignored_header(body))
 
 
-async def read_conversation(body: ChatCompletionRequest, context: ServerContext) -> list[int]:
+async def read_conversation(body: ChatCompletionRequest, context: ServerContext) -> tuple[int, ...]:
     """The prompt's tokens, through the model's chat template."""
     conversation = body.conversation(max_messages=context.config.max_messages)
     num_chars = sum(len(message["content"]) for message in conversation)
@@ -70,11 +70,11 @@ async def read_conversation(body: ChatCompletionRequest, context: ServerContext)
     )
     if not token_ids:
         raise InvalidRequestError("messages must not be without text.", param="messages")
-    return token_ids
+    return tuple(token_ids)
 
 
 def sampling_params(
-    body: ChatCompletionRequest, prompt: list[int], context: ServerContext
+    body: ChatCompletionRequest, prompt: tuple[int, ...], context: ServerContext
 ) -> SamplingParams:
     """The sampling parameters of the first choice, checked."""
     info = context.engine.info

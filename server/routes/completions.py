@@ -9,6 +9,7 @@ from starlette.responses import Response
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
+from dijiang_runtime.tokenizer import Tokenizer
 from server.context import ContextDep, ServerContext
 from server.generation import Choice, Generation, make_requests
 from server.protocol.common import MaybeUsage
@@ -38,11 +39,11 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as tokens, and as the text that `echo` repeats."""
+    """A prompt as tokens, and for `echo` as text."""
 
-    token_ids: list[int]
-    text: str
-    first_token: str
+    token_ids: tuple[int, ...]
+    text: str = ""
+    first_token: str = ""
 
 
 @router.post("/v1/completions")
@@ -50,9 +51,8 @@ async def create_completion(http: Request, context: ContextDep) -> Response:
     body = await read_request(http, context, CompletionRequest)
     head = admit(context, body, "cmpl")
     prompts = await read_prompts(body, context)
-    info = context.engine.info
     requests = make_requests(
-        [(prompt.token_ids, sampling_params(body, prompt, context, info)) for prompt in prompts],
+        [(prompt.token_ids, sampling_params(body, prompt, context)) for prompt in prompts],
         body.num_choices,
     )
     generation = Generation(context, requests, body.num_choices)
@@ -78,25 +78,29 @@ async def read_prompts(body: CompletionRequest, context: ServerContext) -> list[
             param="prompt",
         )
     info = context.engine.info
-    result = []
+    max_chars = MAX_CHARS_PER_TOKEN * info.max_model_len
     for prompt in prompts:
-        if isinstance(prompt, str):
-            max_chars = MAX_CHARS_PER_TOKEN * info.max_model_len
-            if len(prompt) > max_chars:
-                raise InvalidRequestError(
-                    f"prompt must not be longer than {max_chars} characters.", param="prompt"
-                )
-            ids = await off_loop(
-                len(prompt), context.model.tokenizer.encode, prompt, allow_special=False
-            )
-            text = prompt
-        else:
+        if not isinstance(prompt, str):
             check_ids(prompt, info)
-            ids = prompt
-            text = context.model.tokenizer.decode(ids, False) if body.echo else ""
-        first = context.model.tokenizer.decode(ids[:1], False) if body.echo else ""
-        result.append(Prompt(ids, text, first))
-    return result
+        elif len(prompt) > max_chars:
+            raise InvalidRequestError(
+                f"prompt must not be longer than {max_chars} characters.", param="prompt"
+            )
+    return [await read_prompt(prompt, body, context.model.tokenizer) for prompt in prompts]
+
+
+async def read_prompt(
+    prompt: str | list[int], body: CompletionRequest, tokenizer: Tokenizer
+) -> Prompt:
+    """One prompt, with its text if that will be needed."""
+    if isinstance(prompt, str):
+        ids = await off_loop(len(prompt), tokenizer.encode, prompt, allow_special=False)
+    else:
+        ids = prompt
+    if not body.echo:
+        return Prompt(tuple(ids))
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(ids, False)
+    return Prompt(tuple(ids), text, tokenizer.decode(ids[:1], False))
 
 
 def check_ids(token_ids: list[int], info: EngineInfo) -> None:
@@ -109,9 +113,10 @@ def check_ids(token_ids: list[int], info: EngineInfo) -> None:
 
 
 def sampling_params(
-    body: CompletionRequest, prompt: Prompt, context: ServerContext, info: EngineInfo
+    body: CompletionRequest, prompt: Prompt, context: ServerContext
 ) -> SamplingParams:
     """The sampling parameters of a prompt's first choice, checked."""
+    info = context.engine.info
     max_tokens = fit(
         info,
         len(prompt.token_ids),

@@ -31,6 +31,7 @@ INFO = EngineInfo(
     num_slots=4,
     state_bytes_per_sequence=4096,
     state_bytes_total=16384,
+    parent_kv_cache_bytes_per_token=512,
     num_parameters=1_234_567,
     num_layers=2,
     family="gpt_neox",
@@ -99,7 +100,9 @@ class FakeEngine:
         self.raises_after = 0
         """How many requests are taken before `raises` is raised."""
         self.is_ready = True
-        self.stats = EngineStats(running=1, waiting=2, slots_used=3, slots_total=4)
+        self.stats = EngineStats(
+            running=1, waiting=2, slots_used=3, slots_total=4, context_tokens=500
+        )
         self.gate = asyncio.Event()
         self.gate.set()
         self._subscribers: list[Callable[[EngineStats], None]] = []

@@ -68,6 +68,15 @@ async def test_vllm_s_names_can_be_turned_off(client_for: Any) -> None:
     assert "vllm:" not in (await client_for(vllm_metrics=False).get("/metrics")).text
 
 
+async def test_the_states_can_be_held_against_the_kv_cache_they_replace(
+    client: httpx.AsyncClient,
+) -> None:
+    samples = await scrape(client)
+    assert samples["dijiang_context_tokens"] == 500
+    assert samples["dijiang_state_bytes_per_sequence"] == 4096
+    assert samples["dijiang_parent_kv_cache_bytes_per_token"] == 512
+
+
 async def test_steps_of_the_engine_are_measured(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
