@@ -65,9 +65,9 @@ class DiJiangModel:
     def _layers(self) -> list[Any]:
         return list(self.decoder.layers)
 
-    def save(self, folder: Path) -> None:
-        """Write `config.json` and float32 safetensors."""
-        save_model(self.decoder, folder)
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write `config.json` and safetensors with matrices of this dtype."""
+        save_model(self.decoder, folder, dtype=dtype)
 
 
 def load_dijiang(folder: Path) -> DiJiangModel:

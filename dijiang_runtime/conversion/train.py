@@ -50,6 +50,8 @@ class TrainOptions:
     align_lr: float = 1e-3
     heldout_tokens: int = 65_536
     num_threads: int | None = None
+    dtype: torch.dtype = torch.float32
+    """Of the finished model on disk; training itself is in float32."""
     restart: bool = False
     """Ignore a checkpoint in `out`."""
     loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
@@ -96,7 +98,7 @@ def train(
 def _finish(model: TrainableModel, options: TrainOptions, heldout_loss: float | None) -> None:
     """Write the finished folder; only then is the checkpoint of no more use."""
     model.module.requires_grad_(True).eval()
-    model.save(options.out)
+    model.save(options.out, options.dtype)
     copy_tokenizer(options.model, options.out)
     copy_generation_config(options.model, options.out)
     add_step(

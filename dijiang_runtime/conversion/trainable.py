@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from dijiang_runtime.conversion.vanilla import load_vanilla, new_vanilla, read_config
@@ -30,7 +31,7 @@ class TrainableModel(Protocol):
 
     def logits(self, token_ids: Tensor) -> Tensor: ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path, dtype: torch.dtype) -> None: ...
 
 
 def load_model_folder(folder: Path) -> TrainableModel:

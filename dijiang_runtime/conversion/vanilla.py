@@ -1,5 +1,6 @@
 """Vanilla parents: what `transformers` loads from a local folder, seen as `ids -> logits`."""
 
+import copy
 import json
 import re
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class VanillaModel:
             )
         return blocks
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write `config.json` and safetensors, as `transformers` lays them out."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        copy.deepcopy(self.model).to(dtype).save_pretrained(folder)
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

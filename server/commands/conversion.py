@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.commands.progress import progress_bar
-from server.commands.train import DataOption
+from server.commands.train import DataOption, DtypeName
 
 if TYPE_CHECKING:
     from dijiang_runtime.conversion.convert import ConversionReport
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 class PresetName(StrEnum):
     DIJIANG = "dijiang"
     OFFICIAL = "official"
-
-
-class DtypeName(StrEnum):
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 def tokenizer(

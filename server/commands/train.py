@@ -1,5 +1,6 @@
 """`dijiang train`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,12 @@ DataOption = Annotated[
         "file named twice is read twice as often."
     ),
 ]
+
+
+class DtypeName(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 def train(
@@ -57,6 +64,9 @@ def train(
         int, typer.Option(min=1, help="Steps between held-out losses.")
     ] = 500,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Of the finished weights on disk.")
+    ] = DtypeName.FLOAT32,
     restart: Annotated[
         bool, typer.Option(help="Ignore a checkpoint in the output folder.")
     ] = False,
@@ -72,6 +82,8 @@ def train(
 
         dijiang train tokenizer --config config.json --data stories.txt --out parent
     """
+    import torch
+
     from dijiang_runtime.conversion.loop import LoopOptions
     from dijiang_runtime.conversion.train import TrainOptions
     from dijiang_runtime.conversion.train import train as run_training
@@ -91,6 +103,7 @@ def train(
         align_fraction=align_fraction,
         align_lr=align_lr,
         num_threads=threads,
+        dtype=getattr(torch, dtype.value),
         restart=restart,
         loop=LoopOptions(
             weight_decay=weight_decay,
