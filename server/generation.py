@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
 
 import msgspec
 
@@ -171,13 +170,16 @@ class Generation:
 
 
 def make_requests(
-    prompts: Sequence[tuple[tuple[int, ...], SamplingParams]], num_choices: int
+    answer_id: str, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]], num_choices: int
 ) -> list[Request]:
-    """`num_choices` requests for each prompt, with seeds that differ from choice to choice."""
-    arrival, group = time.time(), uuid4().hex
+    """`num_choices` requests for each prompt, with seeds that differ from choice to choice.
+
+    The engine knows them by the id of the answer, which is ours and unique, and their index in it.
+    """
+    arrival = time.time()
     return [
         Request(
-            request_id=f"{group}-{prompt_index * num_choices + choice}",
+            request_id=f"{answer_id}-{prompt_index * num_choices + choice}",
             prompt_token_ids=token_ids,
             sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, choice)),
             arrival_time=arrival,

@@ -15,6 +15,7 @@ from typing import Literal
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dijiang_runtime.errors import InvalidRequestError
@@ -107,7 +108,7 @@ class RequestMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except ClientDisconnectedError:
+        except (ClientDisconnectedError, ClientDisconnect):
             record.outcome = "aborted"
         except Exception as exc:
             logger.exception("%s failed", record.request_id)

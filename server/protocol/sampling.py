@@ -63,6 +63,10 @@ class GenerationRequest(RequestModel):
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
 
+    def ignored_fields(self) -> list[str]:
+        nested = self.stream_options.ignored_fields() if self.stream_options else []
+        return super().ignored_fields() + [f"stream_options.{name}" for name in nested]
+
     @property
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)

@@ -43,7 +43,9 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
     body = await read_request(http, context, ChatCompletionRequest)
     head = admit(context, body, "chatcmpl")
     prompt = await read_conversation(body, context)
-    requests = make_requests([(prompt, sampling_params(body, prompt, context))], body.num_choices)
+    requests = make_requests(
+        head.id, [(prompt, sampling_params(body, prompt, context))], body.num_choices
+    )
     generation = Generation(context, requests, body.num_choices)
     if body.stream:
         stream = ChatStream(body, head, generation)

@@ -52,6 +52,7 @@ async def create_completion(http: Request, context: ContextDep) -> Response:
     head = admit(context, body, "cmpl")
     prompts = await read_prompts(body, context)
     requests = make_requests(
+        head.id,
         [(prompt.token_ids, sampling_params(body, prompt, context)) for prompt in prompts],
         body.num_choices,
     )

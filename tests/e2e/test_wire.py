@@ -10,7 +10,7 @@ import pytest
 
 from dijiang_runtime.errors import EngineDeadError
 from dijiang_runtime.tokenizer import Tokenizer
-from server.config import ServerConfig
+from server.config import ConfigError, ServerConfig
 from server.run import listen, serve
 from tests.server.fake_engine import FakeEngine
 
@@ -129,3 +129,8 @@ async def test_the_software_is_not_advertised(port: int) -> None:
     answer = await talk(port, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     headers = answer.lower().partition(b"\r\n\r\n")[0]
     assert b"\r\nserver:" not in headers
+
+
+async def test_a_port_that_is_taken_is_told_to_the_operator(port: int, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use"):
+        listen(ServerConfig(model=tiny_model, port=port))

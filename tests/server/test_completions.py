@@ -208,6 +208,9 @@ async def test_fields_without_effect_are_listed(client: httpx.AsyncClient) -> No
     body = {**ONCE, "service_tier": "auto", "metadata": {}, "bad\nname": 1}
     response = await client.post(URL, json=body)
     assert response.headers["x-ignored-parameters"] == "metadata, service_tier"
+    body = {**ONCE, "stream": True, "stream_options": {"include_obfuscation": False}}
+    response = await client.post(URL, json=body)
+    assert response.headers["x-ignored-parameters"] == "stream_options.include_obfuscation"
     assert "x-ignored-parameters" not in (await client.post(URL, json=ONCE)).headers
 
 

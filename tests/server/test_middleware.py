@@ -186,6 +186,33 @@ async def test_the_host_header_opens_nothing(client_for: Any, host: str) -> None
     assert response.status_code == 401
 
 
+async def test_a_client_that_leaves_in_its_own_body_is_no_failure(
+    app_for: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = [
+        {"type": "http.request", "body": b'{"prompt"', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": URL,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    await app_for()(scope, receive, send)
+    assert sent == []
+    assert caplog.records == []
+
+
 async def test_no_cors_header_is_sent(client: httpx.AsyncClient) -> None:
     headers = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
     for method in ("GET", "OPTIONS"):
