@@ -144,12 +144,13 @@ class Engine:
 
     def take_stats(self) -> EngineStats:
         """Return the gauges, and the counts since the last call."""
-        slots = self.scheduler.slots
+        slots, running = self.scheduler.slots, self.scheduler.running
         return self._stats.take(
-            running=len(self.scheduler.running),
+            running=len(running),
             waiting=len(self.scheduler.waiting),
             slots_used=slots.num_used,
             slots_total=slots.num_slots,
+            context_tokens=sum(sequence.num_computed_tokens for sequence in running.values()),
         )
 
     def warm_up(self) -> None:

@@ -66,6 +66,7 @@ def load(config: EngineConfig) -> LoadedEngine:
         num_slots=num_slots,
         state_bytes_per_sequence=StatePool.bytes_per_slot(model.config.state),
         state_bytes_total=pool.states.nbytes,
+        parent_kv_cache_bytes_per_token=model.config.parent_kv_cache_bytes_per_token,
         num_parameters=_num_parameters(model),
         num_layers=model.config.num_layers,
         family=model.config.family,

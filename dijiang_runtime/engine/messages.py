@@ -28,6 +28,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     state_bytes_per_sequence: int
     """Both buffers of the recurrent state of one sequence."""
     state_bytes_total: int
+    parent_kv_cache_bytes_per_token: int = 0
+    """What a Transformer of the same shape would need for each token; 0 if there is none."""
     num_parameters: int
     num_layers: int
     family: str
@@ -47,6 +49,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     waiting: int = 0
     slots_used: int = 0
     slots_total: int = 0
+    context_tokens: int = 0
+    """Tokens that the states of the running sequences have read, all together."""
     prompt_tokens: int = 0
     """Prompt tokens computed since the last message."""
     generation_tokens: int = 0

@@ -21,13 +21,16 @@ class StatsCollector:
         self._generation_tokens += sum(result.token_id is not None for result in results)
         self._num_failed_rows += sum(result.error is not None for result in results)
 
-    def take(self, *, running: int, waiting: int, slots_used: int, slots_total: int) -> EngineStats:
+    def take(
+        self, *, running: int, waiting: int, slots_used: int, slots_total: int, context_tokens: int
+    ) -> EngineStats:
         """Return the counts with these gauges, and begin anew."""
         stats = EngineStats(
             running=running,
             waiting=waiting,
             slots_used=slots_used,
             slots_total=slots_total,
+            context_tokens=context_tokens,
             prompt_tokens=sum(self._step_prefill_tokens),
             generation_tokens=self._generation_tokens,
             step_seconds=tuple(self._step_seconds),

@@ -117,6 +117,12 @@ class ModelConfig:
         )
 
     @property
+    def parent_kv_cache_bytes_per_token(self) -> int:
+        """What a Transformer of the same shape would keep of each token: keys and values, as
+        usually served in 16 bits a number."""
+        return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+    @property
     def position_limit(self) -> int | None:
         """Positions that exist at all, or None where the model has no such limit."""
         if self.learned_positions or self.attention.decay_tables:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dijiang_runtime.models.config import ModelConfig
 
 LENGTHS = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
-KV_CACHE_BYTES = 2
-"""Of one number in the cache of the parent: float16, as it is usually served."""
 
 
 def inspect(
@@ -51,9 +49,7 @@ def gather(folder: Path) -> dict[str, Any]:
     from dijiang_runtime.models.loader import load_config
 
     config = load_config(folder)
-    kv_bytes_per_token = (
-        2 * config.num_layers * config.num_kv_heads * config.head_dim * KV_CACHE_BYTES
-    )
+    kv_bytes_per_token = config.parent_kv_cache_bytes_per_token
     state = config.state
     return {
         "model": folder.name,

@@ -312,6 +312,7 @@ def test_stats_tell_what_happened_since_the_last_time() -> None:
     stats = engine.take_stats()
     assert (stats.running, stats.waiting, stats.slots_used, stats.slots_total) == (1, 2, 1, 1)
     assert (stats.prompt_tokens, stats.generation_tokens) == (70, 1)
+    assert stats.context_tokens == 70
     assert stats.step_prefill_tokens == (64, 6)
     assert stats.step_decodes == (0, 0)
     assert len(stats.step_seconds) == 2
@@ -319,6 +320,7 @@ def test_stats_tell_what_happened_since_the_last_time() -> None:
     run(engine)
     stats = engine.take_stats()
     assert (stats.running, stats.waiting, stats.slots_used) == (0, 0, 0)
+    assert stats.context_tokens == 0
     assert (stats.prompt_tokens, stats.generation_tokens) == (140, 5)
     assert engine.take_stats().step_seconds == ()
 
