@@ -138,6 +138,8 @@ def _check_out(parent: Path, out: Path, options: ConvertOptions) -> None:
         raise ConversionError("The output folder is the parent's own; choose another.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not options.overwrite:
         raise ConversionError(f"{out} exists and is not empty. Choose another, or overwrite it.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ConversionError(f"{out} is not a model folder, so it is not overwritten.")
 
 
 def _check_parent(parent: Path, hf: dict[str, Any]) -> None:

@@ -189,3 +189,21 @@ def test_nothing_is_overwritten_unasked(parents: dict[str, Path], tmp_path: Path
     assert (tmp_path / "precious.txt").read_text() == "keep me"
     with pytest.raises(ConversionError, match="parent's own"):
         convert(parents["llama"], parents["llama"], ConvertOptions(overwrite=True))
+
+
+def test_overwriting_replaces_a_model_and_nothing_else(
+    parents: dict[str, Path], tmp_path: Path
+) -> None:
+    out, letters = tmp_path / "model", tmp_path / "letters"
+    convert(parents["llama"], out)
+    (out / "leftover.txt").write_text("of an earlier model")
+    with pytest.raises(ConversionError, match="not empty"):
+        convert(parents["llama"], out)
+    convert(parents["llama"], out, ConvertOptions(overwrite=True))
+    assert not (out / "leftover.txt").exists()
+
+    letters.mkdir()
+    (letters / "to-a-friend.txt").write_text("dear")
+    with pytest.raises(ConversionError, match="not a model folder"):
+        convert(parents["llama"], letters, ConvertOptions(overwrite=True))
+    assert (letters / "to-a-friend.txt").read_text() == "dear"
