@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
+from dijiang_runtime.engine.drawing import draw
 from dijiang_runtime.engine.logprobs import raw_logprobs, top_values
 from dijiang_runtime.engine.rng import uniform
-from dijiang_runtime.engine.sampler import Sampler, draw
+from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import make_request, random_sampling
