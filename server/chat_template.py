@@ -91,6 +91,9 @@ class ChatTemplate:
             text = self._template.render(
                 messages=[self._prepared(message, mark) for message in messages],
                 add_generation_prompt=True,
+                # None rather than undefined: templates ask `tools is not none`.
+                tools=None,
+                documents=None,
                 bos_token=self._spelling(self._tokenizer.bos_id),
                 eos_token=self._spelling(next(iter(self._tokenizer.eos_ids), None)),
             )
@@ -136,16 +139,31 @@ def _special_pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def _compile(source: str) -> Template:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    """With the settings, filters and functions that templates on the Hugging Face Hub rely on."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(source)
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Jinja's own filter escapes HTML, which a prompt is not."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -123,6 +123,35 @@ def test_a_template_that_is_no_jinja_is_told_to_the_operator(
         template_of(model_folder, "{% for %}", tmp_path)
 
 
+LLAMA_3 = """\
+{{- bos_token }}
+{%- if tools is not none %}{{- raise_exception("no tools here") }}{%- endif %}
+{%- set ns = namespace(count=0) %}
+{%- for message in messages %}
+    {%- if ns.count == 2 %}{%- break %}{%- endif %}
+    {%- set ns.count = ns.count + 1 %}
+    {{- '<|im_start|>' + message['role'] + '\n\n' + message['content'] | trim + '<|im_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n\n' }}
+{%- endif %}
+"""
+
+
+def test_a_template_in_the_manner_of_the_hub_renders(model_folder: Path, tmp_path: Path) -> None:
+    template = template_of(model_folder, LLAMA_3, tmp_path)
+    messages = [
+        {"role": "system", "content": " be brief "},
+        {"role": "user", "content": "hi"},
+        {"role": "user", "content": "cut"},
+    ]
+    [part] = template.render(messages)
+    assert part.text == (
+        "<|endoftext|><|im_start|>system\n\nbe brief<|im_end|>"
+        "<|im_start|>user\n\nhi<|im_end|><|im_start|>assistant\n\n"
+    )
+
+
 def test_templates_have_the_helpers_that_models_expect(model_folder: Path, tmp_path: Path) -> None:
     source = "{{ bos_token }}{{ messages[0] | tojson }}{{ strftime_now('%Y') | length }}"
     text = template_of(model_folder, source, tmp_path).render([{"role": "user", "content": "<é>"}])
