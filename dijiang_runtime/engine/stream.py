@@ -21,6 +21,9 @@ from dijiang_runtime.request import FinishReason, Request, RequestError, Request
 
 logger = logging.getLogger(__name__)
 
+_MAX_UNREAD = 256
+"""Outputs that a stream keeps apart for a reader that does not come."""
+
 
 class RequestStream:
     """The outputs of one request, as an asynchronous iterator of deltas.
@@ -56,6 +59,8 @@ class RequestStream:
             self.fail(to_exception(output.error))
             return
         self._unread.append(output)
+        if len(self._unread) > _MAX_UNREAD:
+            self._unread = [merge_outputs(self._unread)]
         self._ended = output.finished
         self._news.set()
 

@@ -66,6 +66,15 @@ async def test_what_arrives_while_the_reader_is_busy_is_one_output() -> None:
         await anext(stream)
 
 
+async def test_a_reader_that_never_comes_does_not_make_a_queue_grow() -> None:
+    stream = make_stream()
+    for _ in range(5000):
+        stream.push(delta("ab"))
+
+    assert len(stream._unread) <= 256
+    assert (await anext(stream)).text == "ab" * 5000
+
+
 async def test_a_waiting_reader_is_woken() -> None:
     stream = make_stream()
     reader = asyncio.ensure_future(anext(stream))
