@@ -25,7 +25,8 @@ class ServerContext:
     """Unix time in seconds."""
 
 
-def _context(request: Request) -> ServerContext:
+async def _context(request: Request) -> ServerContext:
+    # Not a plain function: FastAPI would run it in a thread, for every request.
     context: ServerContext = request.app.state.context
     return context
 
