@@ -30,7 +30,7 @@ def stream(ids: list[int], prompt: list[int] | None = None) -> list[str]:
 
 
 @given(token_ids)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_the_parts_make_up_the_whole(ids: list[int]) -> None:
     assert "".join(stream(ids)) == TOKENIZER.decode(ids)
 
@@ -76,7 +76,7 @@ def test_an_answer_completes_the_character_that_the_prompt_began(
 
 
 @given(token_ids, token_ids)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_the_prompt_never_leaks(prompt: list[int], ids: list[int]) -> None:
     alone, after_prompt = TOKENIZER.decode(ids), "".join(stream(ids, prompt))
 
@@ -117,7 +117,7 @@ def pieces_of(text: str, cuts: list[int]) -> list[str]:
     cuts=st.lists(st.integers(0, 100), max_size=10),
     include=st.booleans(),
 )
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_stop_strings_are_found_however_the_text_is_cut(
     text: str, stops: list[str], cuts: list[int], include: bool
 ) -> None:
@@ -139,7 +139,7 @@ def test_stop_strings_are_found_however_the_text_is_cut(
     text=st.text(alphabet="abc", max_size=20),
     stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=5), min_size=1, max_size=4),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_only_what_may_begin_a_stop_string_is_held(text: str, stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     seen = given_out = ""

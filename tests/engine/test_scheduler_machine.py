@@ -139,6 +139,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None
+    max_examples=80, stateful_step_count=50, deadline=None
 )
 TestScheduler = SchedulerMachine.TestCase
