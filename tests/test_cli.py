@@ -259,6 +259,27 @@ def test_generate_shows_answers_one_after_the_other(tiny_model: Path) -> None:
     assert first == second
 
 
+def test_generate_tells_a_failure_inside_the_engine_without_a_traceback(tiny_model: Path) -> None:
+    script = (
+        "import sys; from dijiang_runtime.engine.model_runner import ModelRunner\n"
+        "def fails(self, items): raise RuntimeError('oh')\n"
+        "from dijiang_runtime.engine.engine import Engine\n"
+        "warm_up = Engine.warm_up\n"
+        "def then_fail(self): warm_up(self); ModelRunner._run_batch = fails\n"
+        "Engine.warm_up = then_fail\n"
+        "from server.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script, "generate", str(tiny_model), "--prompt", "x"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith("dijiang: ") for line in lines)
+    assert "failed" in lines[1]
+
+
 def test_generate_names_a_parameter_that_is_out_of_range(tiny_model: Path) -> None:
     result = dijiang("generate", str(tiny_model), "--prompt", "x", "--temperature", "9")
     assert (result.returncode, result.stdout) == (1, "")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.commands.common import fail, model_folder
+from server.commands.common import fail, log_plainly, model_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,7 @@ def bench(
     """
     from rich.console import Console
 
+    log_plainly()
     console = Console(highlight=False)
     with Console(stderr=True).status("Loading torch") as status:
         import torch

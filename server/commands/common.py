@@ -1,14 +1,19 @@
 """What several subcommands share: how they fail, and the model that is used when none is named."""
 
+import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import dijiang_runtime.demo
 
 DEMO_MODEL_NAME = "dijiang-demo"
+
+TRACEBACK_VARIABLE = "DIJIANG_TRACEBACK"
+"""Set, it shows where a command failed."""
 
 ModelArgument = Annotated[
     Path | None,
@@ -20,6 +25,18 @@ def fail(message: object, *, exit_code: int = 1) -> NoReturn:
     """Tell the user in one line why the command cannot go on, and leave."""
     print(f"dijiang: {message}", file=sys.stderr)
     raise typer.Exit(exit_code)
+
+
+def log_plainly() -> None:
+    """Show warnings of an engine in this process as single lines, like our own errors."""
+
+    class OneLine(logging.Formatter):
+        def formatException(self, ei: Any) -> str:
+            return super().formatException(ei) if os.environ.get(TRACEBACK_VARIABLE) else ""
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("dijiang: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def demo_model_folder() -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.commands.common import ModelArgument, fail, model_folder
+from server.commands.common import ModelArgument, fail, log_plainly, model_folder
 from server.config import merge_options
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def generate(
     from dijiang_runtime.request import SamplingParams
     from server.served_model import load_defaults
 
+    log_plainly()
     folder = model_folder(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     given = {
