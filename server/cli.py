@@ -9,14 +9,14 @@ import typer
 from dijiang_runtime.errors import DiJiangError
 from server.commands.bench import bench
 from server.commands.chat import chat
+from server.commands.common import TRACEBACK_VARIABLE
 from server.commands.conversion import convert, evaluate, sample, tokenizer
 from server.commands.generate import generate
 from server.commands.inspection import inspect
+from server.commands.loadtest import app as loadtest
 from server.commands.serve import serve
 from server.commands.train import train
 from server.config import ConfigError
-
-TRACEBACK_VARIABLE = "DIJIANG_TRACEBACK"
 
 app = typer.Typer(
     name="dijiang",
@@ -51,6 +51,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 
 for name, (command, summary) in COMMANDS.items():
     app.command(name, short_help=summary)(command)
+app.add_typer(loadtest, name="loadtest", short_help="Load a running server and measure it.")
 
 
 def main() -> None:

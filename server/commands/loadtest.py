@@ -1,0 +1,305 @@
+"""`dijiang loadtest` and `dijiang loadtest compare`."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.commands.chat import BASE_URL_VARIABLE, read_api_key
+from server.commands.common import fail
+
+if TYPE_CHECKING:
+    from clients.loadtest.options import LoadOptions, ServerOptions
+
+app = typer.Typer(rich_markup_mode=None)
+
+HtmlFile = Annotated[
+    Path | None, typer.Option("--html", help="Write one page with everything, to be opened alone.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def loadtest(
+    context: typer.Context,
+    base_url: Annotated[
+        str, typer.Option(envvar=BASE_URL_VARIABLE, help="Address of the server.")
+    ] = "http://127.0.0.1:8000",
+    against: Annotated[
+        str | None, typer.Option(help="Address of a second server, which takes turns with it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to ask. Default: the first that is served.")
+    ] = None,
+    against_model: Annotated[str | None, typer.Option(help="The second server's.")] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the API key. Default: the variable DIJIANG_API_KEY."),
+    ] = None,
+    against_api_key_file: Annotated[
+        Path | None, typer.Option(help="The second server's. It gets no other key.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            "--rates",
+            metavar="X[,X...]",
+            help="Open loop: conversations begun per second; several make a sweep.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N[,N...]",
+            help="Closed loop: users that wait for their answers. [default: 8]",
+        ),
+    ] = None,
+    arrivals: Annotated[
+        str,
+        typer.Option(help="poisson, constant, bursty:VARIATION, onoff:ON,OFF or ramp:START_RATE."),
+    ] = "poisson",
+    workload: Annotated[
+        str, typer.Option(help="single, shared-prefix, multi-turn or long-context.")
+    ] = "single",
+    prompt_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LENGTH",
+            help="N, uniform:LOW,HIGH, normal:MEAN,SD, lognormal:MEDIAN,SIGMA or paragraphs.",
+        ),
+    ] = None,
+    output_tokens: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Longest answers, the same way.")
+    ] = None,
+    turns: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Turns of a conversation, the same way.")
+    ] = None,
+    think_seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="From an answer to the next turn.")
+    ] = None,
+    shared_prefix_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Length of a text that conversations begin with.")
+    ] = None,
+    num_prefixes: Annotated[
+        int | None, typer.Option(min=1, help="How many different such texts.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="File to cut prompts from. Default: random common words.")
+    ] = None,
+    endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
+    warmup: Annotated[
+        float, typer.Option(min=0.0, help="Seconds at the start that are not measured.")
+    ] = 5.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Seconds of sending after that. [default: 30]"),
+    ] = None,
+    num_requests: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many conversations instead.")
+    ] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Most requests in flight in an open loop.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 600.0,
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LATENCY=TIME", help="Target for goodput: ttft, itl, tpot or e2e."),
+    ] = None,
+    max_error_rate: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="More failures than this are exit code 1.")
+    ] = 0.0,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0)] = None,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option("--ignore-eos", help="Ask for answers of full length (vLLM's extension)."),
+    ] = False,
+    body: Annotated[
+        str, typer.Option(metavar="JSON", help="More fields for the body of every request.")
+    ] = "{}",
+    seed: Annotated[int, typer.Option(help="The same seed sends the same, at the same times.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file; - prints it.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write plots as PNG into this folder.")] = None,
+    html_file: HtmlFile = None,
+) -> None:
+    """Load a server and measure TTFT, ITL, TPOT, E2E latency, throughput and goodput.
+
+    Works with any OpenAI-compatible server. Load only servers that are yours. Exit code 1 says
+    that more requests failed than --max-error-rate allows.
+
+    Examples:
+
+        dijiang loadtest --concurrency 32 --duration 60
+
+        dijiang loadtest --rates 1,2,4,8 --slo ttft=200ms --slo itl=50ms --html report.html
+
+        dijiang loadtest --rate 4 --arrivals bursty:3 --workload multi-turn --json a.json
+
+        dijiang loadtest --against http://127.0.0.1:9000 --workload long-context
+
+        dijiang loadtest compare a.json b.json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from clients.loadtest.errors import OptionError
+
+    given = dict(locals())
+    try:
+        options = load_options(given)
+    except OptionError as exc:
+        fail(exc, exit_code=2)
+    from clients.loadtest.options import ServerOptions
+
+    servers = [ServerOptions(base_url, model, read_api_key(api_key_file))]
+    if against is not None:
+        key = read_api_key(against_api_key_file) if against_api_key_file else None
+        servers.append(ServerOptions(against, against_model, key))
+    report = run_and_show(servers, options, quiet=str(json_file) == "-")
+    save(report, json_file, plots, html_file)
+    from clients.loadtest.report import error_rate
+
+    if report["is_interrupted"]:
+        raise typer.Exit(130)
+    if (failed := error_rate(report)) > max_error_rate:
+        fail(f"{failed:.1%} of the requests failed, more than {max_error_rate:.1%}.")
+
+
+@app.command("compare")
+def compare(
+    before: Annotated[Path, typer.Argument(help="A report that --json wrote.")],
+    after: Annotated[Path, typer.Argument(help="Another one.")],
+    html_file: HtmlFile = None,
+) -> None:
+    """Compare two reports, load by load.
+
+    Example:
+
+        dijiang loadtest compare before.json after.json --html comparison.html
+    """
+    from rich.console import Console
+
+    from clients.loadtest.compare import join_reports, print_comparison
+    from clients.loadtest.errors import LoadTestError
+    from clients.loadtest.report import read_report
+
+    try:
+        joined = join_reports(read_report(before), read_report(after), (before.stem, after.stem))
+    except LoadTestError as exc:
+        fail(exc)
+    print_comparison(joined, Console(highlight=False))
+    save(joined, None, None, html_file)
+
+
+def load_options(given: dict[str, Any]) -> "LoadOptions":
+    """The options as the load tester wants them.
+
+    Raises:
+        OptionError: they make no sense.
+    """
+    from clients.loadtest.errors import OptionError
+    from clients.loadtest.options import LoadOptions, parse_loads
+    from clients.loadtest.targets import parse_target
+    from clients.loadtest.workloads import WorkloadOptions, workload_options
+
+    if given["rate"] and given["concurrency"]:
+        raise OptionError("--rate makes an open loop and --concurrency a closed one: choose one.")
+    loads = (
+        parse_loads("rate", given["rate"])
+        if given["rate"]
+        else parse_loads("concurrency", given["concurrency"] or "8")
+    )
+    names = [field.name for field in dataclasses.fields(WorkloadOptions)]
+    return LoadOptions(
+        loads=loads,
+        arrivals=given["arrivals"],
+        workload=workload_options(given["workload"], **{name: given[name] for name in names}),
+        text=given["text"],
+        endpoint=given["endpoint"],
+        warmup_seconds=given["warmup"],
+        duration_seconds=given["duration"],
+        num_requests=given["num_requests"],
+        max_concurrency=given["max_concurrency"],
+        timeout_seconds=given["timeout"],
+        seed=given["seed"],
+        targets=tuple(parse_target(target) for target in given["slo"] or ()),
+        extra=extra_body(given),
+    )
+
+
+def extra_body(given: dict[str, Any]) -> dict[str, Any]:
+    from clients.loadtest.errors import OptionError
+
+    try:
+        extra = json.loads(given["body"])
+    except ValueError as exc:
+        raise OptionError(f"--body is not JSON: {exc}.") from exc
+    if not isinstance(extra, dict):
+        raise OptionError("--body is not a JSON object.")
+    if given["temperature"] is not None:
+        extra.setdefault("temperature", given["temperature"])
+    if given["ignore_eos"]:
+        extra.setdefault("ignore_eos", True)
+    return extra
+
+
+def run_and_show(
+    servers: "list[ServerOptions]", options: "LoadOptions", *, quiet: bool
+) -> dict[str, Any]:
+    """Run the test with its progress on standard error, and print the report."""
+    from rich.console import Console
+
+    from clients.errors import ClientError
+    from clients.loadtest.compare import print_comparison
+    from clients.loadtest.errors import OptionError
+    from clients.loadtest.progress import LiveDisplay
+    from clients.loadtest.run import run
+    from clients.loadtest.table import print_report
+
+    try:
+        with LiveDisplay(Console(stderr=True)) as display:
+            report = run(servers, options, watch=display.show, loop_factory=loop_factory())
+    except OptionError as exc:
+        fail(exc, exit_code=2)
+    except ClientError as exc:
+        fail(exc)
+    if not quiet:
+        console = Console(highlight=False)
+        print_report(report, console)
+        if len(servers) > 1:
+            print_comparison(report, console)
+    return report
+
+
+def loop_factory() -> Callable[[], Any] | None:
+    """uvloop where there is one: it halves what an event costs."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def save(
+    report: dict[str, Any], json_file: Path | None, plots: Path | None, html_file: Path | None
+) -> None:
+    """Write what was asked for."""
+    from clients.loadtest.errors import LoadTestError
+    from clients.loadtest.report import write_report
+
+    try:
+        if json_file is not None:
+            write_report(report, json_file)
+        if plots is not None:
+            from clients.loadtest.plots import write_plots
+
+            write_plots(report, plots)
+        if html_file is not None:
+            from clients.loadtest.html import write_page
+
+            write_page(report, html_file)
+    except (OSError, LoadTestError) as exc:
+        fail(exc)
