@@ -86,7 +86,8 @@ def print_result(console: "Console", result: dict[str, Any]) -> None:
         f"{facts['name']}: {facts['family']}, {facts['num_layers']} layers, hidden "
         f"{facts['hidden_size']}, {facts['num_parameters']:,} parameters, {facts['dtype']}\n"
         f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, load "
-        f"{machine['load_average']:.1f}, torch {machine['torch']}, commit {machine['commit']}"
+        f"{machine['load_average']:.1f}, torch {machine['torch']}, commit {machine['commit']}",
+        soft_wrap=True,
     )
     console.print(figures("Decode by batch", "batch", result["decode_by_batch"]))
     if by_position := result["decode_by_position"]:
@@ -94,7 +95,8 @@ def print_result(console: "Console", result: dict[str, Any]) -> None:
         how = "its prompt was run" if by_position["prompt_was_run"] else "its prompt was not run"
         console.print(
             f"Position 100,000 / 100: {by_position['ratio']:.3f} ({how}); "
-            f"{by_position['state_bytes']:,} bytes of state at either."
+            f"{by_position['state_bytes']:,} bytes of state at either.",
+            soft_wrap=True,
         )
         if by_position["prompt_was_run"]:
             speed = by_position["prefill_tokens_per_second"]
