@@ -35,9 +35,9 @@ class ConvertOptions:
     preset: Preset = "dijiang"
     seed: int = 0
     """Of the feature maps, and of the gate in the `official` preset."""
-    min_half_life: float = 4.0
+    min_half_life: float = 1.0
     """Tokens after which the fastest head has forgotten half (`dijiang` preset)."""
-    max_half_life: float = 4096.0
+    max_half_life: float = 512.0
     """The same for the slowest head."""
     dtype: torch.dtype = torch.float32
     """Of the matrices on disk; decays, feature maps and norms stay float32."""

@@ -47,10 +47,10 @@ def convert(
     seed: Annotated[int, typer.Option(help="Of what the parent does not have.")] = 0,
     min_half_life: Annotated[
         float, typer.Option(min=0.1, help="Memory of the fastest head, in tokens.")
-    ] = 4.0,
+    ] = 1.0,
     max_half_life: Annotated[
         float, typer.Option(min=0.1, help="Memory of the slowest head, in tokens.")
-    ] = 4096.0,
+    ] = 512.0,
     dtype: Annotated[DtypeName, typer.Option(help="Of the weights on disk.")] = DtypeName.FLOAT32,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
