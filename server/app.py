@@ -16,11 +16,18 @@ from server.errors import error_response, http_error_response
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddleware, record_of
-from server.routes import chat, completions, health, metrics, models
+from server.routes import chat, completions, health, metrics, models, playground
 from server.served_model import ServedModel
 from server.version import VERSION
 
-ROUTERS = (chat.router, completions.router, models.router, health.router, metrics.router)
+ROUTERS = (
+    chat.router,
+    completions.router,
+    models.router,
+    health.router,
+    metrics.router,
+    playground.router,
+)
 
 
 def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
@@ -32,10 +39,11 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
     app = FastAPI(
         title="DiJiang", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    for router in ROUTERS:
+    routers = [r for r in ROUTERS if config.playground or r is not playground.router]
+    for router in routers:
         app.include_router(router)
     paths = [
-        route.path for router in ROUTERS for route in router.routes if isinstance(route, Route)
+        route.path for router in routers for route in router.routes if isinstance(route, Route)
     ]
 
     model = ServedModel.load(config.model, config.model_names)

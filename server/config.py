@@ -73,6 +73,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0.0, description="Time that running requests have to finish after SIGTERM.")
     ] = 30.0
 
+    playground: Annotated[bool, Meta(description="Serve the playground, a web page, at /.")] = True
     vllm_metrics: Annotated[
         bool, Meta(description="Export the metrics under vLLM's names beside our own.")
     ] = True

@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 
 Outcome = Literal["ok", "error", "aborted", "rejected"]
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/health"})
-"""All that may be asked without a key. Any other path, existing or not, needs one."""
+PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/health", "/"})
+"""All that may be asked without a key: the probes, and the playground, a page that holds no data.
+Any other path, existing or not, needs one."""
 
 _CLIENT_REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 

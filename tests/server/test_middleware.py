@@ -146,7 +146,9 @@ async def test_two_keys_at_once_are_refused(client_for: Any) -> None:
     assert response.status_code == 401
 
 
-async def test_every_route_but_the_probes_needs_a_key(app_for: Any, client_for: Any) -> None:
+async def test_every_route_but_the_probes_and_the_page_needs_a_key(
+    app_for: Any, client_for: Any
+) -> None:
     """A new route is guarded unless it is added to this list on purpose."""
     app = app_for(api_key_hashes=HASHES)
     client = client_for(app)
@@ -158,7 +160,7 @@ async def test_every_route_but_the_probes_needs_a_key(app_for: Any, client_for: 
             response = await client.request(method, route.path, headers=JSON)
             is_open = response.status_code != 401
             assert is_open == (route.path in PUBLIC_PATHS), route.path
-    assert PUBLIC_PATHS == {"/livez", "/readyz", "/health"}
+    assert PUBLIC_PATHS == {"/livez", "/readyz", "/health", "/"}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ async def test_every_route_but_the_probes_needs_a_key(app_for: Any, client_for: 
     ],
 )
 async def test_only_the_exact_path_of_a_probe_is_open(client_for: Any, path: str) -> None:
-    response = await client_for(api_key_hashes=HASHES).get(path)
+    response = await client_for(api_key_hashes=HASHES).get(f"http://server{path}")
     assert response.status_code == 401
 
 
