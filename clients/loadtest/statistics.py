@@ -8,7 +8,7 @@ from clients.loadtest.records import RequestRecord
 
 PERCENTILES = (50, 90, 95, 99)
 # Every half percent, and the tail, which is what matters, more finely.
-CDF_POINTS = tuple(i / 200 for i in range(199)) + tuple(i / 1000 for i in range(990, 1001))
+CDF_POINTS = tuple(i / 200 for i in range(198)) + tuple(i / 1000 for i in range(990, 1001))
 BIN_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 3600)
 MAX_BINS = 120
 

@@ -1,0 +1,62 @@
+"""The fake server in a process of its own, and load tests of it."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from clients.loadtest.options import Load, LoadOptions, ServerOptions
+from clients.loadtest.run import run
+from tests.clients.loadtest import fake_server
+from tests.clients.loadtest.fake_server import Settings, as_argument
+
+
+class Fake:
+    """A running fake server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def counts(self) -> dict[str, Any]:
+        """What it has seen: `bodies`, `num_connections`, `num_requests`, `max_running`."""
+        counts: dict[str, Any] = httpx.get(f"{self.url}/counts").json()
+        return counts
+
+    def load(self, load: Load, **options: Any) -> dict[str, Any]:
+        """The result of one run without warm-up."""
+        return self.report(loads=(load,), **options)["servers"][0]["runs"][0]
+
+    def report(self, **options: Any) -> dict[str, Any]:
+        given = {"warmup_seconds": 0.0, "num_requests": 10, **options}
+        return run([ServerOptions(self.url)], LoadOptions(**given))
+
+
+@pytest.fixture
+def start_fake() -> Iterator[Callable[..., Fake]]:
+    processes = []
+
+    def start(**settings: Any) -> Fake:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(fake_server.__file__)), as_argument(Settings(**settings))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        return Fake(f"http://127.0.0.1:{int(process.stdout.readline())}")
+
+    yield start
+    for process in processes:
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+
+
+@pytest.fixture
+def quick(start_fake: Callable[..., Fake]) -> Fake:
+    """A fake server for tests in which delays mean nothing."""
+    return start_fake(ttft_seconds=[0.002], itl_seconds=[0.001], num_tokens=4)

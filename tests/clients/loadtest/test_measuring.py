@@ -1,0 +1,132 @@
+"""Load tests of a fake server with known delays: are the reported latencies the true ones?
+
+The delays are long beside what a busy machine adds, so that 2 % is a statement about the load
+tester and not about the machine.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clients.loadtest.options import Load
+from clients.loadtest.targets import Target
+from tests.clients.loadtest.conftest import Fake
+
+StartFake = Callable[..., Fake]
+
+TOLERANCE = 0.02
+
+
+def expected_latencies(
+    ttft: list[float], itl: list[float], num_tokens: int, num_requests: int
+) -> dict[str, np.ndarray]:
+    """Every latency of requests that go through both lists over and over."""
+    first = np.resize(ttft, num_requests)
+    gap = np.resize(itl, num_requests)
+    whole = first + gap * (num_tokens - 1)
+    return {"ttft": first, "itl": np.repeat(gap, num_tokens - 1), "tpot": gap, "e2e": whole}
+
+
+def assert_true(result: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -> None:
+    for metric, values in expected.items():
+        summary = result["latency"][metric]
+        assert summary["count"] == len(values)
+        truth = {f"p{p}": np.percentile(values, p) for p in (50, 90, 95)}
+        truth["mean"] = np.mean(values)
+        measured = {name: summary[name] for name in truth}
+        assert measured == pytest.approx(truth, rel=TOLERANCE), metric
+
+
+def test_the_latencies_of_one_stream_are_true(start_fake: StartFake) -> None:
+    fake = start_fake(ttft_seconds=[0.6, 0.8], itl_seconds=[0.3], num_tokens=4)
+    result = fake.load(Load("concurrency", 1), num_requests=2)
+    assert_true(result, expected_latencies([0.6, 0.8], [0.3], 4, 2))
+    assert result["concurrency"]["max"] == 1
+
+
+def test_the_latencies_of_100_streams_are_true(start_fake: StartFake) -> None:
+    ttft = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4]
+    fake = start_fake(ttft_seconds=ttft, itl_seconds=[0.3, 0.5], num_tokens=5)
+    result = fake.load(Load("rate", 200), arrivals="constant", num_requests=100)
+    assert_true(result, expected_latencies(ttft, [0.3, 0.5], 5, 100))
+    assert result["concurrency"]["max"] == fake.counts()["max_running"] == 100
+
+
+@pytest.mark.slow
+def test_the_latencies_of_2000_streams_are_true(start_fake: StartFake) -> None:
+    ttft = [2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6, 3.8]
+    fake = start_fake(ttft_seconds=ttft, itl_seconds=[0.8, 1.0], num_tokens=6)
+    result = fake.load(Load("rate", 500), arrivals="constant", num_requests=2500)
+    assert_true(result, expected_latencies(ttft, [0.8, 1.0], 6, 2500))
+    assert result["concurrency"]["max"] >= 2000
+    assert fake.counts()["max_running"] >= 2000
+
+
+def test_a_server_that_stalls_is_seen_by_all_who_would_have_come(start_fake: StartFake) -> None:
+    """Coordinated omission: users that wait for a place are not forgotten."""
+    fake = start_fake(ttft_seconds=[0.4], itl_seconds=[0.01], num_tokens=1)
+    result = fake.load(Load("rate", 10), arrivals="constant", num_requests=5, max_concurrency=1)
+    # Planned every 0.1 s, served every 0.4 s: each waits 0.3 s longer than the one before.
+    latency, from_send = result["latency"]["ttft"], result["latency_from_send"]["ttft"]
+    assert latency["min"] == pytest.approx(0.4, rel=0.05)
+    assert latency["max"] == pytest.approx(0.4 + 4 * 0.3, rel=0.05)
+    assert from_send["max"] == pytest.approx(0.4, rel=0.05)
+
+
+def test_throughput_and_goodput_are_what_the_delays_make_them(start_fake: StartFake) -> None:
+    fake = start_fake(ttft_seconds=[0.1, 0.3], itl_seconds=[0.1], num_tokens=4)
+    result = fake.load(
+        Load("rate", 20),
+        arrivals="constant",
+        num_requests=40,
+        targets=(Target("ttft", 0.2), Target("itl", 5.0)),
+    )
+    # 40 requests, the last sent at 1.95 s and answered 0.6 s later.
+    assert result["window"]["seconds"] == pytest.approx(1.95 + 0.6, rel=TOLERANCE)
+    assert result["throughput"]["output_tokens_per_second"] == pytest.approx(160 / 2.55, rel=0.03)
+    assert result["goodput"]["requests"] == 20
+    assert result["goodput"]["share"] == 0.5
+    assert result["goodput"]["met"] == {"ttft": 20, "itl": 40}
+
+
+def test_warm_up_is_not_measured(start_fake: StartFake) -> None:
+    # The first ten requests are slow, as on a server that has to wake up.
+    fake = start_fake(ttft_seconds=[1.0] * 10 + [0.1] * 20, itl_seconds=[0.01], num_tokens=2)
+    result = fake.load(
+        Load("rate", 20),
+        arrivals="constant",
+        warmup_seconds=0.49,
+        duration_seconds=1.0,
+        num_requests=None,
+    )
+    assert result["requests"]["measured"] == 20
+    assert result["requests"]["not_measured"] == 10
+    assert result["latency"]["ttft"]["max"] < 0.5
+
+
+def test_a_closed_loop_keeps_its_users_busy(start_fake: StartFake) -> None:
+    fake = start_fake(ttft_seconds=[0.1], itl_seconds=[0.02], num_tokens=6)
+    result = fake.load(Load("concurrency", 5), duration_seconds=1.5, num_requests=None)
+    assert fake.counts()["max_running"] == result["concurrency"]["max"] == 5
+    assert result["concurrency"]["mean"] == pytest.approx(5, rel=0.03)
+    # Each answer takes 0.2 s, and connections are used again.
+    assert result["requests"]["completed"] == pytest.approx(5 * 1.5 / 0.2, rel=0.15)
+    assert fake.counts()["num_connections"] <= 5 + 3
+
+
+def test_several_tokens_in_one_event_are_told(start_fake: StartFake) -> None:
+    fake = start_fake(ttft_seconds=[0.1], itl_seconds=[0.3], num_tokens=12, tokens_per_event=4)
+    result = fake.load(Load("concurrency", 2), num_requests=2)
+    assert result["tokens"]["per_event"] == 4
+    assert result["tokens"]["output"]["mean"] == 12
+    assert result["latency"]["itl"]["p50"] == pytest.approx(0.3, rel=0.03)
+    assert result["latency"]["tpot"]["p50"] == pytest.approx(0.6 / 11, rel=0.03)
+
+
+def test_the_load_tester_watches_itself(quick: Fake) -> None:
+    generator = quick.load(Load("rate", 20), num_requests=10)["generator"]
+    assert 0 < generator["cpu_share"] < 1
+    assert generator["loop_lag"]["count"] > 10
+    assert generator["send_lateness"]["count"] == 10
