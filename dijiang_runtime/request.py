@@ -17,6 +17,10 @@ NO_LOGPROBS = -1
 """`SamplingParams.logprobs` when none are wanted. 0 asks for the chosen token's alone."""
 
 
+MAX_BAD_WORDS = 128
+"""Each spelling of a word counts."""
+
+
 class FinishReason(StrEnum):
     """Why a sequence ended. `ABORT` and `ERROR` never reach an OpenAI response body."""
 
@@ -44,6 +48,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = {}
+    allowed_token_ids: tuple[int, ...] | None = None
+    """No other token is ever chosen, EOS included; None allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that the output never contains."""
     seed: int | None = None
     """With a seed the answer is a function of the request alone. None draws one at random."""
     stop: tuple[str, ...] = ()
@@ -89,6 +97,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 f"keyed by token ids below {vocab_size}, not {token_id}",
             )
             check(-100.0 <= bias <= 100.0, "logit_bias", "between -100 and 100")
+        if self.allowed_token_ids is not None:
+            check(bool(self.allowed_token_ids), "allowed_token_ids", "at least one token id")
+            check(
+                0 <= min(self.allowed_token_ids) and max(self.allowed_token_ids) < vocab_size,
+                "allowed_token_ids",
+                f"token ids below {vocab_size}",
+            )
+        check(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", f"at most {MAX_BAD_WORDS} words")
+        for word in self.bad_words:
+            check(0 < len(word) <= 256, "bad_words", "words of 1 to 256 tokens")
+            check(
+                0 <= min(word) and max(word) < vocab_size,
+                "bad_words",
+                f"words of token ids below {vocab_size}",
+            )
         check(len(self.stop) <= 16, "stop", "at most 16 strings")
         for stop in self.stop:
             check(0 < len(stop) <= 256, "stop", "strings of 1 to 256 characters")

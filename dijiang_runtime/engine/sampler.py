@@ -1,8 +1,9 @@
 """Logits and each row's sampling parameters to token ids.
 
-The order is that of vLLM: raw logprobs; logit bias and the mask of min_tokens; penalties; greedy,
-or temperature, min_p, top_k, top_p and a draw at one counted random number. So a row's token is a
-function of its own logits, parameters, seed and position.
+The order is that of vLLM: raw logprobs; logit bias and the masks of min_tokens and bad_words;
+penalties; the mask of allowed_token_ids; greedy, or temperature, min_p, top_k, top_p and a draw at
+one counted random number. So a row's token is a function of its own logits, parameters, seed and
+position.
 
 n rows    V vocabulary
 """
@@ -10,6 +11,7 @@ n rows    V vocabulary
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,12 +74,32 @@ class Sampler:
             if not params.ignore_eos:
                 stops.update(self._eos_token_ids)
             row[sorted(stops)] = _MASKED
+        if params.bad_words:
+            row[_ends_of_bad_words(params, sequence.output_token_ids)] = _MASKED
         if _has_penalties(params):
             if sequence.history is None:
                 sequence.history = TokenHistory(
                     row.shape[0], sequence.request.prompt_token_ids, sequence.output_token_ids
                 )
             _penalize(row, params, sequence.history)
+        if params.allowed_token_ids is not None:
+            if sequence.forbidden is None:
+                sequence.forbidden = np.ones(row.shape[0], dtype=np.bool_)
+                sequence.forbidden[list(params.allowed_token_ids)] = False
+            # Below what is masked: when every allowed token is masked, it is still one of them.
+            row[torch.from_numpy(sequence.forbidden).to(row.device)] = -torch.inf
+
+
+def _ends_of_bad_words(params: SamplingParams, output: Seq[int]) -> list[int]:
+    """The tokens that would complete a bad word."""
+    # The slice is empty for a word of one token, and too short to match where the output is.
+    return sorted(
+        {
+            word[-1]
+            for word in params.bad_words
+            if tuple(output[len(output) - len(word) + 1 :]) == word[:-1]
+        }
+    )
 
 
 def _has_penalties(params: SamplingParams) -> bool:

@@ -59,7 +59,8 @@ class TokenHistory:
 class Sequence:
     """One request's tokens, progress and slot while it waits and runs.
 
-    Changed by the scheduler alone, except for what the sampler remembers in `history`.
+    Changed by the scheduler alone, except for what the sampler remembers in `history` and
+    `forbidden`.
     """
 
     request: Request
@@ -70,6 +71,8 @@ class Sequence:
     """Tokens, prompt first, that the committed recurrent state has read."""
     output_token_ids: list[int] = field(default_factory=list)
     history: TokenHistory | None = None
+    forbidden: npt.NDArray[np.bool_] | None = None
+    """Where the vocabulary has no allowed token. Only kept where the request allows only some."""
     fenced: bool = False
     """Aborted while a step that uses the slot was in flight."""
     finish_reason: FinishReason | None = None

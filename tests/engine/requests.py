@@ -45,6 +45,16 @@ def random_sampling(rng: random.Random) -> SamplingParams:
         stop_token_ids=sometimes((rng.randrange(NUM_TOKENS),), ()),  # type: ignore[arg-type]
         logprobs=rng.choice((-1, 0, 5)),
         prompt_logprobs=rng.choice((-1, -1, 2)),
+        allowed_token_ids=sometimes(  # type: ignore[arg-type]
+            tuple(rng.sample(range(NUM_TOKENS), rng.choice((3, 50, 300)))), None
+        ),
+        bad_words=sometimes(  # type: ignore[arg-type]
+            tuple(
+                tuple(rng.randrange(30) for _ in range(rng.choice((1, 1, 2, 3))))
+                for _ in range(rng.randint(1, 20))
+            ),
+            (),
+        ),
     )
 
 

@@ -38,6 +38,9 @@ def reference_logits(logits: Row, sequence: Sequence) -> Row:
     if len(output) < params.min_tokens:
         for token_id in [*params.stop_token_ids, *(() if params.ignore_eos else EOS)]:
             x[token_id] = -1e30
+    for *before, last in params.bad_words:
+        if before == output[len(output) - len(before) :]:
+            x[last] = -1e30
     for token_id in set(prompt) | set(output):
         if x[token_id] > 0:
             x[token_id] /= params.repetition_penalty
@@ -46,6 +49,8 @@ def reference_logits(logits: Row, sequence: Sequence) -> Row:
     for token_id in set(output):
         x[token_id] -= params.presence_penalty
         x[token_id] -= params.frequency_penalty * output.count(token_id)
+    if params.allowed_token_ids is not None:
+        x[[i for i in range(len(x)) if i not in params.allowed_token_ids]] = -np.inf
     return x
 
 
@@ -186,6 +191,48 @@ def test_a_row_with_every_token_masked_still_gets_one() -> None:
     sampled = Sampler(EOS).sample(torch.randn(1, 10), [make_sequence(params)])
 
     assert 0 <= sampled[0].token_id < 10
+
+
+def test_only_allowed_tokens_are_chosen_even_where_they_are_all_masked() -> None:
+    params = SamplingParams(
+        max_tokens=5,
+        min_tokens=5,
+        allowed_token_ids=(4, 7),
+        stop_token_ids=(4, 7),
+        logit_bias={2: 100.0},
+    )
+    logits = torch.randn(200, 10)
+
+    sampled = Sampler(EOS).sample(
+        logits, [make_sequence(msgspec.structs.replace(params, seed=i)) for i in range(200)]
+    )
+
+    assert {token.token_id for token in sampled} == {4, 7}
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [([], 9), ([1], 9), ([1, 2], 8), ([5, 1, 2], 8), ([2, 1], 9), ([8], 7), ([1, 2, 8], 7)],
+    ids=str,
+)
+def test_the_last_token_of_a_bad_word_is_not_chosen_after_the_others(
+    output: list[int], expected: int
+) -> None:
+    logits = torch.arange(10.0)[None]
+    # Likeliest are 9, 8, 7; a prompt is no output.
+    params = SamplingParams(temperature=0.0, bad_words=((1, 2, 9), (8, 9), (8, 8)))
+
+    [sampled] = Sampler(EOS).sample(logits, [make_sequence(params, [1, 2, 8], output)])
+
+    assert sampled.token_id == expected
+
+
+def test_a_bad_word_of_one_token_is_never_chosen() -> None:
+    params = SamplingParams(temperature=0.0, bad_words=((9,), (8,)))
+
+    [sampled] = Sampler(EOS).sample(torch.arange(10.0)[None], [make_sequence(params)])
+
+    assert sampled.token_id == 7
 
 
 def test_logprobs_are_the_models_own_whatever_the_parameters() -> None:
