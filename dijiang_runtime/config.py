@@ -50,9 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: Annotated[int, Meta(ge=0, description="Requests that may wait.")] = 256
     max_queued_tokens: Annotated[
         int,
-        Meta(
-            ge=0, description="Prompt tokens that may wait, beside the first request in the queue."
-        ),
+        Meta(ge=0, description="Prompt tokens that may wait, beside the longest prompt that does."),
     ] = 1_048_576
     max_logprobs: Annotated[
         int, Meta(ge=0, description="Most alternatives a request may ask for with each token.")

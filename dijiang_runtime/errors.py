@@ -8,6 +8,7 @@
   x RequestFailedError         an accepted request that could not be finished
     + NumericalError           the model produced NaN or infinity for this request alone
   x EngineOverloadedError      the waiting queue is full
+  x QueueTimeoutError          no slot came free within the time that a request may wait
   x EngineDeadError            the engine process died, hangs, or is not ready yet
 
 Every class carries a message fit for a client: it names no path, class or address.
@@ -65,6 +66,14 @@ class EngineOverloadedError(DiJiangError):
     def __init__(self, message: str, *, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class QueueTimeoutError(DiJiangError):
+    """No slot came free within the time that the request may wait. None of it was computed."""
+
+    def __init__(self) -> None:
+        super().__init__("The request waited too long for its turn. Try again later.")
+        self.retry_after_seconds = 1.0
 
 
 class EngineDeadError(DiJiangError):

@@ -138,11 +138,17 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     arrival_time: float
     """`time.time()` at which the API process accepted it, in seconds."""
+    priority: int = 0
+    """The lowest of those that wait is admitted first; among equals, the first to come."""
+    max_queue_seconds: float | None = None
+    """How long after its arrival it may still wait for a slot."""
 
     def validate(self, vocab_size: int, *, max_logprobs: int = 20) -> None:
         """Raise `InvalidRequestError` unless the engine can run this request."""
         if not self.prompt_token_ids:
             raise InvalidRequestError("prompt must not be empty.", param="prompt")
+        if not -(2**31) <= self.priority < 2**31:
+            raise InvalidRequestError("priority must be a signed 32-bit integer.", param="priority")
         for token_id in self.prompt_token_ids:
             if not 0 <= token_id < vocab_size:
                 raise InvalidRequestError(

@@ -20,11 +20,12 @@ class QueueLimits:
 
     max_requests: int
     max_tokens: int
-    """Prompt tokens, beside those of the first request in the queue."""
+    """Prompt tokens, beside those of the longest prompt in the queue."""
 
     def fits(self, queued: list[int]) -> bool:
-        """Whether prompts of these lengths, oldest first, may wait together."""
-        return len(queued) <= self.max_requests and sum(queued[1:]) <= self.max_tokens
+        """Whether prompts of these lengths may wait together."""
+        num_tokens = sum(queued) - max(queued, default=0)
+        return len(queued) <= self.max_requests and num_tokens <= self.max_tokens
 
 
 class AdmissionRate:
@@ -44,7 +45,7 @@ class AdmissionRate:
 def check_queue(
     queued: Iterable[int], num_prompt_tokens: int, limits: QueueLimits, rate: AdmissionRate
 ) -> None:
-    """Let one more prompt wait behind prompts of the lengths `queued`, or raise.
+    """Let one more prompt wait with prompts of the lengths `queued`, in order, or raise.
 
     Raises:
         EngineOverloadedError: with the time after which enough of the queue will have left.

@@ -128,14 +128,15 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Advance every running sequence by one step and return what is new."""
-        plan = self.scheduler.schedule(self._clock())
+        plan = self.scheduler.schedule(now := self._clock())
+        # Those for whom a slot is free are in the plan, however long they have waited.
+        outputs = [self._processor.close(sequence) for sequence in self.scheduler.expire(now)]
         if plan.is_empty:
-            return []
+            return outputs
         started = time.perf_counter()
         results = self._runner.execute(plan)
         now = self._clock()
         self.scheduler.update(plan, results, now)
-        outputs = []
         for item, result in zip(plan, results, strict=True):
             if output := self._output(item.sequence, result, now):
                 outputs.append(output)

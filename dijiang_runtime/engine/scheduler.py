@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from dijiang_runtime.config import CHUNK_SIZE
 from dijiang_runtime.engine.admission import AdmissionRate, QueueLimits, check_queue
 from dijiang_runtime.engine.sequence import Sequence, SequenceStatus, StepResult
-from dijiang_runtime.request import FinishReason
+from dijiang_runtime.errors import QueueTimeoutError
+from dijiang_runtime.request import FinishReason, RequestError
 
 logger = logging.getLogger(__name__)
+
+_QUEUE_TIMEOUT = RequestError(QueueTimeoutError.__name__, str(QueueTimeoutError()))
 
 
 class SlotAllocator:
@@ -103,8 +106,9 @@ class Scheduler:
         self.max_batched_tokens = max_batched_tokens
         self.limits = limits
         self.eos_token_ids = eos_token_ids
-        # Both in order of arrival, which is the order of admission.
+        # In order of arrival; admission goes by priority first.
         self.waiting: dict[str, Sequence] = {}
+        # In order of admission.
         self.running: dict[str, Sequence] = {}
         self._rate = AdmissionRate()
         self._in_flight: SchedulerOutput | None = None
@@ -143,7 +147,7 @@ class Scheduler:
         """Choose the tokens of the next step.
 
         Every sequence past its prompt decodes one token, so a long prompt can delay a stream by
-        one step at most. The rest of the token budget goes to prompts, oldest first.
+        one step at most. The rest of the token budget goes to prompts, first admitted first.
         """
         assert self._in_flight is None, "the last step is not closed"
         new_slots = self._admit(now)
@@ -171,6 +175,19 @@ class Scheduler:
                 self.finish(sequence, FinishReason.ERROR, now)
             else:
                 self._advance(item, result, now)
+
+    def expire(self, now: float) -> list[Sequence]:
+        """End the sequences that have waited for a slot as long as they may, and return them."""
+        expired = [
+            sequence
+            for sequence in self.waiting.values()
+            if (limit := sequence.request.max_queue_seconds) is not None
+            and now - sequence.request.arrival_time >= limit
+        ]
+        for sequence in expired:
+            sequence.error = _QUEUE_TIMEOUT
+            self.finish(sequence, FinishReason.ERROR, now)
+        return expired
 
     def abort(self, request_id: str, now: float) -> Sequence | None:
         """End a sequence early, wherever it is, and return it; None if it is not here."""
@@ -205,7 +222,9 @@ class Scheduler:
     def _admit(self, now: float) -> tuple[int, ...]:
         slots = []
         while self.waiting and self.slots.num_free:
-            sequence = self.waiting.pop(next(iter(self.waiting)))
+            # The first of the lowest.
+            sequence = min(self.waiting.values(), key=_priority)
+            del self.waiting[sequence.request_id]
             sequence.slot = self.slots.acquire()
             sequence.status = SequenceStatus.RUNNING
             sequence.scheduled_time = now
@@ -239,9 +258,13 @@ class Scheduler:
         return len(self.waiting) < self.slots.num_free
 
     def _queued_lengths(self) -> list[int]:
-        """Prompt lengths of those for whom no slot is free, oldest first."""
-        lengths = [s.num_prompt_tokens for s in self.waiting.values()]
+        """Prompt lengths of those for whom no slot is free, in the order of admission."""
+        lengths = [s.num_prompt_tokens for s in sorted(self.waiting.values(), key=_priority)]
         return lengths[self.slots.num_free :]
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.request.priority
 
 
 def _prefill_chunk(sequence: Sequence, budget: int) -> int:

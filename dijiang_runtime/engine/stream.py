@@ -40,6 +40,8 @@ class RequestStream:
         self._error: errors.DiJiangError | None = None
         self._ended = False
         self._news = asyncio.Event()
+        self.has_begun = False
+        """Whether the engine has said anything of it."""
 
     @property
     def request_id(self) -> str:
@@ -135,9 +137,12 @@ class StreamTable:
         if request.request_id in self._streams:
             raise errors.InvalidRequestError("request_id is in use.", param="request_id")
         if len(self._streams) >= info.num_slots:
-            # Slots are given in order of arrival, so the newest are those that wait.
-            prompts = [len(s.request.prompt_token_ids) for s in self._streams.values()]
-            queued = prompts[info.num_slots :]
+            # In order of admission, as far as it can be told from here: the last are those that
+            # wait. Sorting keeps the order of arrival among equals.
+            streams = sorted(
+                self._streams.values(), key=lambda s: (not s.has_begun, s.request.priority)
+            )
+            queued = [len(s.request.prompt_token_ids) for s in streams[info.num_slots :]]
             check_queue(queued, len(request.prompt_token_ids), self._limits, self._rate)
         self._send(AddRequest(request))
         stream = RequestStream(request, self._abort)
@@ -152,6 +157,7 @@ class StreamTable:
                 logger.warning("request %s is unknown here", output.request_id)
                 continue
             stream.push(output)
+            stream.has_begun = True
             if output.finished:
                 saturated = len(self._streams) > self._info.num_slots
                 self._rate.observe(time.monotonic(), saturated=saturated)
@@ -185,6 +191,8 @@ def to_exception(error: RequestError) -> errors.DiJiangError:
             return errors.NumericalError()
         case errors.InvalidRequestError.__name__:
             return errors.InvalidRequestError(error.message)
+        case errors.QueueTimeoutError.__name__:
+            return errors.QueueTimeoutError()
         case errors.EngineOverloadedError.__name__:
             return errors.EngineOverloadedError(error.message, retry_after_seconds=1.0)
         case _:

@@ -10,6 +10,9 @@ NUM_TOKENS = 384
 def make_request(
     request_id: str = "r",
     prompt: list[int] | tuple[int, ...] = (5, 6, 7),
+    *,
+    priority: int = 0,
+    max_queue_seconds: float | None = None,
     **sampling: object,
 ) -> Request:
     return Request(
@@ -17,6 +20,8 @@ def make_request(
         prompt_token_ids=tuple(prompt),
         sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
         arrival_time=0.0,
+        priority=priority,
+        max_queue_seconds=max_queue_seconds,
     )
 
 

@@ -241,15 +241,50 @@ def test_a_full_queue_refuses_with_the_time_to_come_back() -> None:
     assert refusal.value.retry_after_seconds == pytest.approx(10.0, rel=0.05)
 
 
-def test_waiting_prompts_are_bounded_in_tokens_beside_the_first() -> None:
+def test_waiting_prompts_are_bounded_in_tokens_beside_the_longest() -> None:
     scheduler = make_scheduler(num_slots=1, limits=QueueLimits(max_requests=100, max_tokens=50))
     scheduler.add(make_sequence("runs", 1000))
-    scheduler.add(make_sequence("first in the queue", 1000))
+    scheduler.add(make_sequence("longest", 1000))
     scheduler.add(make_sequence("fits", 50))
 
     assert not scheduler.has_room_for(1)
     with pytest.raises(EngineOverloadedError):
         scheduler.add(make_sequence("surplus", 1))
+
+
+def test_the_lowest_priority_is_admitted_first_and_the_first_of_equals() -> None:
+    scheduler = make_scheduler(num_slots=1)
+    running = prefilled(scheduler, "running", max_tokens=2)
+    for name, priority in (("a", 5), ("b", 0), ("c", -3), ("d", 0), ("e", -3)):
+        scheduler.add(Sequence(make_request(name, priority=priority, max_tokens=1), seed=0))
+
+    admitted = []
+    while scheduler.has_work:
+        for item in run_step(scheduler):
+            admitted.append(item.sequence.request_id)
+
+    assert running.is_finished
+    assert admitted == ["running", *"cebda"]
+
+
+def test_a_sequence_that_waited_too_long_is_given_up_and_none_that_runs() -> None:
+    scheduler = make_scheduler(num_slots=1)
+    names = ("runs", "patient", "hasty")
+    runs, patient, hasty = (
+        Sequence(make_request(name, max_tokens=9, max_queue_seconds=seconds), seed=0)
+        for name, seconds in zip(names, (1.0, None, 2.0), strict=True)
+    )
+    for sequence in (runs, patient, hasty):
+        scheduler.add(sequence)
+    run_step(scheduler)
+
+    assert scheduler.expire(now=1.9) == []
+    assert scheduler.expire(now=2.0) == [hasty]
+
+    assert hasty.finish_reason is FinishReason.ERROR
+    assert hasty.error is not None and hasty.error.kind == "QueueTimeoutError"
+    assert list(scheduler.running) == ["runs"]
+    assert list(scheduler.waiting) == ["patient"]
 
 
 def test_free_slots_are_no_queue() -> None:

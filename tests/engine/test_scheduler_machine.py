@@ -36,10 +36,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         target=requests,
         num_prompt_tokens=st.integers(1, 300),
         max_tokens=st.integers(1, 5),
+        priority=st.integers(-1, 1),
     )
-    def add(self, num_prompt_tokens: int, max_tokens: int) -> str:
+    def add(self, num_prompt_tokens: int, max_tokens: int, priority: int) -> str:
         request_id = f"request-{len(self.accepted)}-{self.scheduler.num_queued}"
-        request = make_request(request_id, [5] * num_prompt_tokens, max_tokens=max_tokens)
+        prompt = [5] * num_prompt_tokens
+        request = make_request(request_id, prompt, max_tokens=max_tokens, priority=priority)
         sequence = Sequence(request, seed=0)
         if self.scheduler.knows(request_id):
             return request_id
@@ -60,7 +62,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.plan is None)
     @rule()
     def schedule(self) -> None:
+        before = list(self.scheduler.waiting.values())
         plan = self.scheduler.schedule(now=0.0)
+        admitted = [s for s in self.scheduler.running.values() if s in before]
+        before.sort(key=lambda s: s.request.priority)
+        assert admitted == before[: len(admitted)]
         if plan.is_empty:
             assert not self.scheduler.running
             return
@@ -100,14 +106,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert len(set(in_flight)) == len(in_flight)
 
     @invariant()
-    def admission_is_in_order_of_arrival(self) -> None:
-        live = [s for s in self.accepted if not s.is_finished]
-        expected = [*self.scheduler.running.values(), *self.scheduler.waiting.values()]
-        assert live == expected
+    def admission_is_in_order_of_arrival_within_a_priority(self) -> None:
+        known = [*self.scheduler.running.values(), *self.scheduler.waiting.values()]
+        for priority in (-1, 0, 1):
+            accepted = [s for s in self.accepted if s.request.priority == priority]
+            live = [s for s in accepted if not s.is_finished]
+            assert live == [s for s in known if s.request.priority == priority]
 
     @invariant()
     def the_queue_is_bounded(self) -> None:
-        lengths = [s.num_prompt_tokens for s in self.scheduler.waiting.values()]
+        waiting = sorted(self.scheduler.waiting.values(), key=lambda s: s.request.priority)
+        lengths = [s.num_prompt_tokens for s in waiting]
         assert LIMITS.fits(lengths[self.scheduler.slots.num_free :])
 
     @invariant()

@@ -11,6 +11,7 @@ from dijiang_runtime.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     NumericalError,
+    QueueTimeoutError,
     RequestFailedError,
 )
 from dijiang_runtime.request import FinishReason, RequestError, RequestOutput
@@ -163,6 +164,18 @@ async def test_waiting_tokens_are_bounded_too() -> None:
     table.open("fits", 50)
 
 
+async def test_tokens_that_wait_are_told_from_those_that_run() -> None:
+    table = Table()
+    # Two run; the urgent one will be the next, though it came last.
+    for name, length, priority in (("a", 3, 0), ("b", 3, 0), ("c", 60, 0), ("d", 40, -1)):
+        table.table.open(make_request(name, [5] * length, priority=priority))
+    table.table.deliver([RequestOutput(request_id=name, text="x") for name in "ab"])
+
+    # 60 and 40 wait: beside the longest there is room for ten tokens more.
+    with pytest.raises(EngineOverloadedError):
+        table.open("surplus", 11)
+
+
 async def test_an_aborted_request_counts_until_the_engine_confirms_it() -> None:
     table = Table()
     streams = [table.open(str(i)) for i in range(4)]
@@ -201,7 +214,8 @@ async def test_a_dead_engine_ends_every_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [NumericalError(), InvalidRequestError("x"), RequestFailedError("x")]
+    "error",
+    [NumericalError(), InvalidRequestError("x"), RequestFailedError("x"), QueueTimeoutError()],
 )
 def test_errors_keep_their_kind_across_the_wire(error: Exception) -> None:
     copy = to_exception(RequestError(type(error).__name__, str(error)))

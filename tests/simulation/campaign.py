@@ -19,9 +19,11 @@ SOMETIMES = (
     "finished by stop string",
     "finished by stop token",
     "mixed step",
+    "overtook by priority",
     "prompt split",
     "queue full",
     "refused: queue full",
+    "waited too long",
 )
 """Situations that a campaign must have gone through to mean anything."""
 

@@ -107,6 +107,36 @@ def _lifo(right, self, now):
     return right(self, now)
 
 
+@mutation("priorities are ignored")
+def _no_priority() -> Iterator[None]:
+    with patch.object(scheduler, "_priority", lambda seq: 0):
+        yield
+
+
+@mutation("the least urgent is admitted first")
+def _least_urgent() -> Iterator[None]:
+    with patch.object(scheduler, "_priority", lambda seq: -seq.request.priority):
+        yield
+
+
+@replaces("nobody waits too long", _Scheduler, "expire")
+def _never_expires(right, self, now):
+    return []
+
+
+@replaces("who waits is given up too early", _Scheduler, "expire")
+def _expires_early(right, self, now):
+    return right(self, now + 0.002)
+
+
+@replaces("who runs is given up as if it waited", _Scheduler, "expire")
+def _expires_running(right, self, now):
+    waiting, self.waiting = self.waiting, {**self.waiting, **self.running}
+    expired = right(self, now)
+    self.waiting = {i: s for i, s in waiting.items() if i in self.waiting}
+    return expired
+
+
 @replaces("an admitted sequence still waits", _Scheduler, "_admit")
 def _still_waiting(right, self, now):
     waiting = dict(self.waiting)

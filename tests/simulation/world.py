@@ -2,13 +2,14 @@
 
     I1   slots are conserved
     I2   every accepted request ends exactly once
-    I3   admission is first come, first served
+    I3   admission is by priority, and first come, first served within one
     I4   an answer equals that of the isolated run
     I5   nothing follows the last output of a request
     I6   a slot has one owner, and none is handed on while a step that uses it is in flight
     I8   counts are conserved: received = finished + failed + aborted + refused + lost to a death
     I9   the queue stays within its limits
     I10  when arrivals and faults stop, everything ends within bounded time
+    I11  who may wait only so long for a slot waits no longer, and is given up for nothing else
 
 I7 is about snapshots, which do not exist yet.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.errors import EngineOverloadedError, InvalidRequestError
 from dijiang_runtime.request import FinishReason, Request, RequestOutput, SamplingParams
 from tests.simulation.isolated import expect, prompt_tail
@@ -76,6 +78,9 @@ class World:
         self.num_slots = rng.choice((1, 2, 3, 8, 32))
         self.max_queued = rng.choice((1, 16, 64, 200))
         self.max_queued_tokens = rng.choice((50, 10_000, 100_000))
+        self.priorities = rng.choice(((0,), (0, 1), (-5, 0, 5)))
+        self.max_queue_seconds = rng.choice((None, 0.003, 0.05))
+        self.num_before_step = 0
         self.max_batched_tokens = rng.choice((1, 64, 100, 512))
         stormy = rng.random() < 0.5
         self.faults = Faults(row=0.01, all_rows=0.005, death=0.003) if stormy else Faults()
@@ -184,6 +189,8 @@ class World:
             prompt_token_ids=prompt,
             sampling=sampling,
             arrival_time=self.now,
+            priority=rng.choice(self.priorities),
+            max_queue_seconds=self.max_queue_seconds if rng.random() < 0.5 else None,
         )
 
     def _during_step(self, plan: SchedulerOutput) -> None:
@@ -228,6 +235,7 @@ class World:
 
     def _step(self) -> None:
         self.now += 0.001
+        self.num_before_step = self.num_received
         try:
             outputs = self.engine.step()
         except EngineKilledError:
@@ -263,6 +271,11 @@ class World:
 
     def _check_end(self, client: Client) -> None:
         request_id = client.request.request_id
+        assert client.last is not None
+        error = client.last.error
+        if error is not None and error.kind == "QueueTimeoutError":
+            self._check_expired(client)
+            return
         if client.ended is FinishReason.ERROR:
             check(request_id in self.runner.failed, "I4", f"{request_id} failed without a fault")
             self.seen["failed row"] += 1
@@ -273,7 +286,6 @@ class World:
             check(client.token_ids == whole[: len(client.token_ids)], "I4", "aborted: wrong ids")
             check(expected.text.startswith(client.text), "I4", "aborted: wrong text")
             return
-        assert client.last is not None
         answer = (client.token_ids, client.text, client.ended, client.last.stop_reason)
         wanted = (
             expected.token_ids,
@@ -284,6 +296,16 @@ class World:
         check(answer == wanted, "I4", f"{request_id}: {answer} instead of {wanted}")
         check(request_id not in self.runner.failed, "I4", f"{request_id} survived its fault")
         self.seen[f"finished by {_kind(client)}"] += 1
+
+    def _check_expired(self, client: Client) -> None:
+        limit = client.request.max_queue_seconds
+        assert client.last is not None and client.last.timings is not None
+        check(limit is not None, "I11", "a request without a limit waited too long")
+        assert limit is not None
+        check(self.now - client.request.arrival_time >= limit, "I11", "it may wait longer")
+        check(client.last.timings.scheduled == 0.0, "I11", "it had a slot, and was given up")
+        check(client.token_ids == (), "I11", "it was answered, and given up")
+        self.seen["waited too long"] += 1
 
     def _check_step(self) -> None:
         scheduler = self.engine.scheduler
@@ -302,12 +324,28 @@ class World:
         self._check_order()
 
     def _check_order(self) -> None:
-        """Whoever runs came before whoever waits."""
+        """Whoever was admitted in this step was the first of those who waited."""
         scheduler = self.engine.scheduler
-        if scheduler.running and scheduler.waiting:
-            last_running = max(self.clients[i].order for i in scheduler.running)
-            first_waiting = min(self.clients[i].order for i in scheduler.waiting)
-            check(last_running < first_waiting, "I3", "a later request was admitted first")
+        waiting = [self._place(i) for i in scheduler.waiting]
+        waited = [place for place in waiting if place[1] <= self.num_before_step]
+        admitted = [self._place(i) for i, s in scheduler.running.items() if self._is_new(s)]
+        if admitted and waited:
+            check(max(admitted) < min(waited), "I3", "somebody was admitted out of turn")
+            self.seen["overtook by priority"] += max(i for _, i in admitted) > min(
+                i for _, i in waited
+            )
+        for request_id in scheduler.waiting:
+            request = self.clients[request_id].request
+            limit = request.max_queue_seconds
+            is_late = limit is not None and self.now - request.arrival_time >= limit
+            check(not is_late, "I11", "a request waits longer than it may")
+
+    def _place(self, request_id: str) -> tuple[int, int]:
+        client = self.clients[request_id]
+        return client.request.priority, client.order
+
+    def _is_new(self, sequence: Sequence) -> bool:
+        return sequence.scheduled_time == self.now
 
     def _drain(self) -> None:
         """I10: with no more arrivals, every step finishes some of the work that is left."""
