@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from dijiang_runtime.engine.client import EngineClient
 from fastapi import Depends, Request
 
+from dijiang_runtime.engine.client import EngineClient
 from server.config import ServerConfig
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
