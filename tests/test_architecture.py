@@ -23,7 +23,7 @@ TORCH = frozenset({"torch", "transformers", "triton"})
 
 # The first rule whose prefix matches a module holds for it; the longest prefixes come first.
 ALLOWED: dict[str, frozenset[str]] = {
-    "clients": frozenset({"clients", "httpx", "rich", "prompt_toolkit"}),
+    "clients": frozenset({"clients", "httpx", "rich", "prompt_toolkit", "matplotlib"}),
     "server.commands": frozenset(
         {"server", "typer", "rich", "msgspec", "dijiang_runtime.demo"}
         | {"dijiang_runtime.config", "dijiang_runtime.errors"}

@@ -240,7 +240,7 @@ def new_figure(heading: str, num_rows: int, num_columns: int) -> tuple["Figure",
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as exc:
-        raise LoadTestError("plots need matplotlib: pip install matplotlib.") from exc
+        raise LoadTestError("plots need matplotlib: pip install 'dijiang-serving[plots]'.") from exc
     figure = Figure(figsize=(9.5, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(heading, fontsize=12)

@@ -15,14 +15,14 @@ METRIC_NAMES = {"ttft": "TTFT", "itl": "ITL", "tpot": "TPOT", "e2e": "E2E"}
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Print every run, and a summary where there are several."""
-    runs = list(all_runs(report))
     console.print(Text(describe(report)))
-    for server, run in runs:
+    for server, run in all_runs(report):
         console.print(Text(f"\n{server_name(server)}, {run['load']['label']}", style="bold"))
         console.print(Group(*run_parts(run)))
-    if len(runs) > 1:
-        console.print()
-        console.print(sweep_table(report))
+    for server in report["servers"]:
+        if len(server["runs"]) > 1:
+            console.print(Text(f"\n{server_name(server)}, latencies in ms", style="bold"))
+            console.print(sweep_table(server))
     if report["is_interrupted"]:
         console.print(Text("The load test was stopped early.", style="yellow"))
 
@@ -109,17 +109,15 @@ def run_lines(run: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def sweep_table(report: Mapping[str, Any]) -> Table:
-    """One line for each run: how latency grows with load."""
-    has_several = len(report["servers"]) > 1
+def sweep_table(server: Mapping[str, Any]) -> Table:
+    """One line for each run on a server: how latency grows with load."""
     names = ["load", "done", "failed", "tokens/s"]
     names += [f"{name}\n{p}" for name in ("TTFT", "ITL", "E2E") for p in ("p50", "p99")]
-    names += ["goodput\nper s"] if report["options"]["targets"] else []
-    table = Table(*(["server"] if has_several else []), *names, box=None, pad_edge=False)
-    for column in table.columns[1 if has_several else 0 :]:
+    names += ["goodput\nper s"] if server["runs"][0]["goodput"] else []
+    table = Table(*names, box=None, pad_edge=False)
+    for column in table.columns:
         column.justify = "right"
-    for server, run in all_runs(report):
-        latency = run["latency"]
+    for run in server["runs"]:
         cells = [
             run["load"]["label"],
             f"{run['requests']['completed']:,}",
@@ -127,11 +125,11 @@ def sweep_table(report: Mapping[str, Any]) -> Table:
             f"{run['throughput']['output_tokens_per_second']:,.1f}",
         ]
         for name in ("ttft", "itl", "e2e"):
-            summary = latency[name]
+            summary = run["latency"][name]
             cells += [milliseconds(summary[p]) if summary else "-" for p in ("p50", "p99")]
         if run["goodput"]:
             cells.append(f"{run['goodput']['requests_per_second']:,.2f}")
-        table.add_row(*([server_name(server)] if has_several else []), *cells)
+        table.add_row(*cells)
     return table
 
 

@@ -1,12 +1,14 @@
 """The fake server in a process of its own, and load tests of it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
-import httpx
 import pytest
 
 from clients.loadtest.options import Load, LoadOptions, ServerOptions
@@ -21,9 +23,11 @@ class Fake:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def counts(self) -> dict[str, Any]:
-        """What it has seen: `bodies`, `num_connections`, `num_requests`, `max_running`."""
-        counts: dict[str, Any] = httpx.get(f"{self.url}/counts").json()
+    def counts(self, num_requests: int = 0) -> dict[str, Any]:
+        """What it has seen, once so many requests have come: `bodies`, `keys`, `num_requests`,
+        `num_connections`, `max_running`, `lateness`."""
+        with urlopen(f"{self.url}/counts/{num_requests}", timeout=30) as response:
+            counts: dict[str, Any] = json.load(response)
         return counts
 
     def load(self, load: Load, **options: Any) -> dict[str, Any]:
@@ -35,8 +39,9 @@ class Fake:
         return run([ServerOptions(self.url)], LoadOptions(**given))
 
 
-@pytest.fixture
-def start_fake() -> Iterator[Callable[..., Fake]]:
+@contextmanager
+def starting_fakes() -> Iterator[Callable[..., Fake]]:
+    """What starts fake servers; all are stopped at the end."""
     processes = []
 
     def start(**settings: Any) -> Fake:
@@ -56,7 +61,16 @@ def start_fake() -> Iterator[Callable[..., Fake]]:
         assert process.returncode == 0
 
 
+QUICK = {"ttft_seconds": [0.002], "itl_seconds": [0.001], "num_tokens": 4}
+
+
+@pytest.fixture
+def start_fake() -> Iterator[Callable[..., Fake]]:
+    with starting_fakes() as start:
+        yield start
+
+
 @pytest.fixture
 def quick(start_fake: Callable[..., Fake]) -> Fake:
     """A fake server for tests in which delays mean nothing."""
-    return start_fake(ttft_seconds=[0.002], itl_seconds=[0.001], num_tokens=4)
+    return start_fake(**QUICK)

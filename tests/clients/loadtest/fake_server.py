@@ -4,6 +4,8 @@
 process of the load tester it would take the event loop whose delays are being measured.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import sys
@@ -48,6 +50,11 @@ class FakeServer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.waiting: list[tuple[int, Peer]] = []
+        """Who wants the counts once so many requests have come."""
+        self.lateness: list[float] = []
+        """How late each event was sent, in seconds: what the machine adds to the delays."""
         self.num_connections = 0
         self.num_requests = 0
         self.num_running = 0
@@ -56,6 +63,12 @@ class FakeServer:
     async def start(self) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         return await loop.create_server(lambda: Peer(self), "127.0.0.1", 0, backlog=4096)
+
+    def answer_waiting(self) -> None:
+        names = ("num_connections", "num_requests", "max_running", "bodies", "keys", "lateness")
+        for number, peer in [one for one in self.waiting if one[0] <= self.num_requests]:
+            self.waiting.remove((number, peer))
+            peer.json(200, {name: getattr(self, name) for name in names})
 
 
 class Peer(asyncio.Protocol):
@@ -78,20 +91,22 @@ class Peer(asyncio.Protocol):
         head, end, rest = self.buffer.partition(b"\r\n\r\n")
         if not end:
             return
-        lines = head.decode().lower().split("\r\n")
-        lengths = [int(line.split(":")[1]) for line in lines if line.startswith("content-length:")]
-        length = lengths[0] if lengths else 0
+        lines = (line.partition(": ") for line in head.decode().split("\r\n"))
+        headers = {name.lower(): value for name, _, value in lines}
+        length = int(headers.get("content-length", 0))
         if len(rest) < length:
             return
         self.buffer = rest[length:]
+        if (key := headers.get("authorization")) and key not in self.server.keys:
+            self.server.keys.append(key)
         self.answer(head.decode().split(" ")[1], rest[:length], arrived)
 
     def answer(self, path: str, body: bytes, arrived: float) -> None:
         if path.endswith("/models"):
             self.json(200, {"object": "list", "data": [{"id": "fake-model"}]})
-        elif path.endswith("/counts"):
-            names = ("num_connections", "num_requests", "max_running", "bodies")
-            self.json(200, {name: getattr(self.server, name) for name in names})
+        elif path.startswith("/counts/"):
+            self.server.waiting.append((int(path.removeprefix("/counts/")), self))
+            self.server.answer_waiting()
         elif path.endswith("completions"):
             self.complete(path, json.loads(body), arrived)
         else:
@@ -107,8 +122,9 @@ class Peer(asyncio.Protocol):
             return
         settings, number = self.server.settings, self.server.num_requests
         self.server.num_requests += 1
-        if len(self.server.bodies) < 1000:
+        if len(self.server.bodies) < 100:
             self.server.bodies.append(body)
+        self.server.answer_waiting()
         status = settings.statuses[number % len(settings.statuses)]
         if status >= 100 and status != 200:
             self.json(status, {"error": {"message": f"Told to answer {status}."}})
@@ -130,11 +146,19 @@ class Peer(asyncio.Protocol):
         self.transport.write(HEAD + (event(ROLE) if is_chat else b""))
         # On a schedule of its own, so that one late event does not delay those after it.
         for i in range(num_events - 1):
-            loop.call_at(arrived + ttft + i * itl, self.transport.write, piece)
+            at = arrived + ttft + i * itl
+            loop.call_at(at, self.write, at, piece)
         last = arrived + ttft + (num_events - 1) * itl
-        loop.call_at(last, self.finish, body, is_chat, piece, status)
+        loop.call_at(last, self.finish, last, body, is_chat, piece, status)
 
-    def finish(self, body: dict[str, Any], is_chat: bool, piece: bytes, status: int) -> None:
+    def write(self, at: float, data: bytes) -> None:
+        self.server.lateness.append(asyncio.get_running_loop().time() - at)
+        self.transport.write(data)
+
+    def finish(
+        self, at: float, body: dict[str, Any], is_chat: bool, piece: bytes, status: int
+    ) -> None:
+        self.server.lateness.append(asyncio.get_running_loop().time() - at)
         self.server.num_running -= 1
         if status == 0:
             self.transport.write(piece)

@@ -1,7 +1,8 @@
 """Load tests of a fake server with known delays: are the reported latencies the true ones?
 
 The delays are long beside what a busy machine adds, so that 2 % is a statement about the load
-tester and not about the machine.
+tester and not about the machine. Where the machine held up either side all the same, which both
+notice by themselves, the run says nothing and is made again.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,22 @@ from tests.clients.loadtest.conftest import Fake
 StartFake = Callable[..., Fake]
 
 TOLERANCE = 0.02
+MAX_HOLD_UP_SECONDS = 0.006
+MAX_ATTEMPTS = 4
+
+
+def undisturbed_load(
+    start_fake: StartFake, settings: Mapping[str, Any], load: Load, **options: Any
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """A result, and the fake server's counts, from a run in which no process had to wait."""
+    for _ in range(MAX_ATTEMPTS):
+        fake = start_fake(**settings)
+        result = fake.load(load, **options)
+        counts = fake.counts()
+        held_up = max(np.percentile(counts["lateness"], 95), result["generator"]["loop_lag"]["p95"])
+        if held_up < MAX_HOLD_UP_SECONDS:
+            break
+    return result, counts
 
 
 def expected_latencies(
@@ -40,34 +57,39 @@ def assert_true(result: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -
 
 
 def test_the_latencies_of_one_stream_are_true(start_fake: StartFake) -> None:
-    fake = start_fake(ttft_seconds=[0.6, 0.8], itl_seconds=[0.3], num_tokens=4)
-    result = fake.load(Load("concurrency", 1), num_requests=2)
+    settings = {"ttft_seconds": [0.6, 0.8], "itl_seconds": [0.3], "num_tokens": 4}
+    result, _ = undisturbed_load(start_fake, settings, Load("concurrency", 1), num_requests=2)
     assert_true(result, expected_latencies([0.6, 0.8], [0.3], 4, 2))
     assert result["concurrency"]["max"] == 1
 
 
 def test_the_latencies_of_100_streams_are_true(start_fake: StartFake) -> None:
     ttft = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4]
-    fake = start_fake(ttft_seconds=ttft, itl_seconds=[0.3, 0.5], num_tokens=5)
-    result = fake.load(Load("rate", 200), arrivals="constant", num_requests=100)
+    settings = {"ttft_seconds": ttft, "itl_seconds": [0.3, 0.5], "num_tokens": 5}
+    result, counts = undisturbed_load(
+        start_fake, settings, Load("rate", 200), arrivals="constant", num_requests=100
+    )
     assert_true(result, expected_latencies(ttft, [0.3, 0.5], 5, 100))
-    assert result["concurrency"]["max"] == fake.counts()["max_running"] == 100
+    assert result["concurrency"]["max"] == counts["max_running"] == 100
 
 
 @pytest.mark.slow
 def test_the_latencies_of_2000_streams_are_true(start_fake: StartFake) -> None:
     ttft = [2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6, 3.8]
-    fake = start_fake(ttft_seconds=ttft, itl_seconds=[0.8, 1.0], num_tokens=6)
-    result = fake.load(Load("rate", 500), arrivals="constant", num_requests=2500)
+    settings = {"ttft_seconds": ttft, "itl_seconds": [0.8, 1.0], "num_tokens": 6}
+    result, counts = undisturbed_load(
+        start_fake, settings, Load("rate", 500), arrivals="constant", num_requests=2500
+    )
     assert_true(result, expected_latencies(ttft, [0.8, 1.0], 6, 2500))
     assert result["concurrency"]["max"] >= 2000
-    assert fake.counts()["max_running"] >= 2000
+    assert counts["max_running"] >= 2000
 
 
 def test_a_server_that_stalls_is_seen_by_all_who_would_have_come(start_fake: StartFake) -> None:
     """Coordinated omission: users that wait for a place are not forgotten."""
-    fake = start_fake(ttft_seconds=[0.4], itl_seconds=[0.01], num_tokens=1)
-    result = fake.load(Load("rate", 10), arrivals="constant", num_requests=5, max_concurrency=1)
+    settings = {"ttft_seconds": [0.4], "num_tokens": 1}
+    plan = {"arrivals": "constant", "num_requests": 5, "max_concurrency": 1}
+    result, _ = undisturbed_load(start_fake, settings, Load("rate", 10), **plan)
     # Planned every 0.1 s, served every 0.4 s: each waits 0.3 s longer than the one before.
     latency, from_send = result["latency"]["ttft"], result["latency_from_send"]["ttft"]
     assert latency["min"] == pytest.approx(0.4, rel=0.05)
@@ -76,13 +98,10 @@ def test_a_server_that_stalls_is_seen_by_all_who_would_have_come(start_fake: Sta
 
 
 def test_throughput_and_goodput_are_what_the_delays_make_them(start_fake: StartFake) -> None:
-    fake = start_fake(ttft_seconds=[0.1, 0.3], itl_seconds=[0.1], num_tokens=4)
-    result = fake.load(
-        Load("rate", 20),
-        arrivals="constant",
-        num_requests=40,
-        targets=(Target("ttft", 0.2), Target("itl", 5.0)),
-    )
+    settings = {"ttft_seconds": [0.1, 0.3], "itl_seconds": [0.1], "num_tokens": 4}
+    targets = (Target("ttft", 0.2), Target("itl", 5.0))
+    plan = {"arrivals": "constant", "num_requests": 40, "targets": targets}
+    result, _ = undisturbed_load(start_fake, settings, Load("rate", 20), **plan)
     # 40 requests, the last sent at 1.95 s and answered 0.6 s later.
     assert result["window"]["seconds"] == pytest.approx(1.95 + 0.6, rel=TOLERANCE)
     assert result["throughput"]["output_tokens_per_second"] == pytest.approx(160 / 2.55, rel=0.03)
@@ -107,18 +126,20 @@ def test_warm_up_is_not_measured(start_fake: StartFake) -> None:
 
 
 def test_a_closed_loop_keeps_its_users_busy(start_fake: StartFake) -> None:
-    fake = start_fake(ttft_seconds=[0.1], itl_seconds=[0.02], num_tokens=6)
-    result = fake.load(Load("concurrency", 5), duration_seconds=1.5, num_requests=None)
-    assert fake.counts()["max_running"] == result["concurrency"]["max"] == 5
+    settings = {"ttft_seconds": [0.1], "itl_seconds": [0.02], "num_tokens": 6}
+    plan = {"duration_seconds": 1.5, "num_requests": None}
+    result, counts = undisturbed_load(start_fake, settings, Load("concurrency", 5), **plan)
+    assert counts["max_running"] == result["concurrency"]["max"] == 5
     assert result["concurrency"]["mean"] == pytest.approx(5, rel=0.03)
     # Each answer takes 0.2 s, and connections are used again.
     assert result["requests"]["completed"] == pytest.approx(5 * 1.5 / 0.2, rel=0.15)
-    assert fake.counts()["num_connections"] <= 5 + 3
+    assert counts["num_connections"] <= 5 + 3
 
 
 def test_several_tokens_in_one_event_are_told(start_fake: StartFake) -> None:
-    fake = start_fake(ttft_seconds=[0.1], itl_seconds=[0.3], num_tokens=12, tokens_per_event=4)
-    result = fake.load(Load("concurrency", 2), num_requests=2)
+    settings = {"ttft_seconds": [0.1], "itl_seconds": [0.3], "num_tokens": 12}
+    settings |= {"tokens_per_event": 4}
+    result, _ = undisturbed_load(start_fake, settings, Load("concurrency", 2), num_requests=2)
     assert result["tokens"]["per_event"] == 4
     assert result["tokens"]["output"]["mean"] == 12
     assert result["latency"]["itl"]["p50"] == pytest.approx(0.3, rel=0.03)

@@ -2,7 +2,7 @@
 
 import h11
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.errors import ProtocolError
@@ -50,6 +50,7 @@ def test_a_response_cut_at_any_byte_is_what_h11_reads(response: bytes) -> None:
         assert parser.is_complete
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(CHUNKED)), max_size=8).map(sorted))
 def test_a_response_may_be_cut_into_pieces_of_any_size(cuts: list[int]) -> None:
     bounds = [0, *cuts, len(CHUNKED)]

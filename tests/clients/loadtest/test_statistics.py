@@ -4,7 +4,7 @@ from array import array
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients.loadtest.errors import OptionError
@@ -26,12 +26,14 @@ def record(
     return made
 
 
+@settings(deadline=None)
 @given(SAMPLES, st.floats(0, 1))
 def test_quantiles_are_numpys(samples: list[float], fraction: float) -> None:
     expected = np.quantile(samples, fraction)
     assert quantile(sorted(samples), fraction) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_a_summary_is_what_numpy_computes(samples: list[float]) -> None:
     summary = summarize(samples)
@@ -47,6 +49,7 @@ def test_no_samples_have_no_summary() -> None:
     assert distribution([]) == []
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_a_distribution_climbs_from_the_least_to_the_greatest(samples: list[float]) -> None:
     values, fractions = np.array(distribution(samples)).T
