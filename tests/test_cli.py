@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from dijiang_runtime.config import EngineConfig
@@ -20,7 +21,7 @@ from server import cli
 from server.commands.common import demo_model_folder
 from server.config import ServerConfig
 
-COMMANDS = sorted(cli.COMMANDS)
+COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
 def dijiang(*args: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
