@@ -22,7 +22,7 @@ export class ExchangeView {
   constructor(exchange, model) {
     this.#exchange = exchange;
     this.#prompt = make("span", { className: "typed" }, exchange.prompt);
-    this.#answer = make("span", { className: "written" });
+    this.#answer = make("span", { className: "answer" });
     this.element = make("article", { className: `exchange ${exchange.mode}` }, ...this.#turns(model));
     this.element.setAttribute("aria-label", exchange.mode === "chat" ? "Exchange" : "Completion");
   }
