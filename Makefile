@@ -22,7 +22,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 .PHONY: serve
 serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= ARGS= change it
@@ -31,17 +31,6 @@ serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= AR
 .PHONY: test
 test: lint $(TEST_READY) ## Lint, check types and run the tests
 	$(BIN)/python -m pytest $(ARGS)
-
-# Only the system's own package manager is asked for a browser, and only where it is Debian's.
-SUDO = $(shell test "$$(id -u)" = 0 || echo sudo)
-
-.PHONY: test-browser
-test-browser: $(TEST_READY) ## Drive the playground in Chromium. Installs it where there is apt-get
-	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || { \
-		$(SUDO) apt-get update -qq && \
-		$(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
-	@$(INSTALL) --no-build-isolation -e '.[browser]'
-	$(BIN)/python -m pytest tests/playground -m browser $(ARGS)
 
 .PHONY: lint
 lint: $(TEST_READY) ## Run ruff and mypy, changing nothing

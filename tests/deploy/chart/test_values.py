@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from helm import CHART, RenderError, render
 from test_every_case import CASES
-from values_table import read_values
+
+from deploy.helm.values_table import read_values
 
 
 def paths(node: Any, path: str = "") -> Iterator[str]:
