@@ -14,6 +14,16 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
 	$(p) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 
+DOCKER ?= docker
+IMAGE ?= dijiang-serving:0.1.0
+TORCH_INDEX_URL ?=
+
+# The chart's tests have an environment of their own: Helm's engine, schemas, linters.
+CHART := deploy/helm/dijiang
+CHART_VENV := deploy/.venv
+CHART_BIN := $(CHART_VENV)/bin
+CHART_READY := $(CHART_VENV)/.installed
+
 # What an installation is made of: when none of it has changed, nothing is installed again.
 SOURCES := pyproject.toml constraints.txt $(wildcard dijiang_runtime/ops/cpu/*.cpp)
 RUNTIME_READY := $(VENV)/.installed-runtime
@@ -22,7 +32,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 .PHONY: serve
 serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= ARGS= change it
@@ -31,6 +41,17 @@ serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= AR
 .PHONY: test
 test: lint $(TEST_READY) ## Lint, check types and run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# Only the system's own package manager is asked for a browser, and only where it is Debian's.
+SUDO = $(shell test "$$(id -u)" = 0 || echo sudo)
+
+.PHONY: test-browser
+test-browser: $(TEST_READY) ## Drive the playground in Chromium. Installs it where there is apt-get
+	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || { \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends chromium; }
+	@$(INSTALL) --no-build-isolation -e '.[browser]'
+	$(BIN)/python -m pytest tests/playground -m browser $(ARGS)
 
 .PHONY: lint
 lint: $(TEST_READY) ## Run ruff and mypy, changing nothing
@@ -51,12 +72,28 @@ bench: $(RUNTIME_READY) ## Measure decode by batch and position, and prefill. AR
 simulate: $(TEST_READY) ## Simulate a million requests with faults, checking every step. ARGS= passes options
 	$(BIN)/python -m tests.simulation $(ARGS)
 
+.PHONY: chart-test
+chart-test: $(CHART_READY) ## Test the Helm chart, the alerts and the Dockerfile. CRDS= names a folder of definitions
+	$(CHART_BIN)/hadolint Dockerfile
+	$(CHART_BIN)/yamllint --strict -c deploy/yamllint.yaml $(CHART)/values.yaml $(CHART)/ci $(CHART)/files
+	$(CHART_BIN)/check-jsonschema --check-metaschema $(CHART)/values.schema.json
+	$(CHART_BIN)/check-jsonschema --schemafile $(CHART)/values.schema.json $(CHART)/ci/*.yaml
+	$(CHART_BIN)/python -m pytest -c tests/deploy/chart/pytest.ini tests/deploy/chart $(ARGS)
+
+.PHONY: chart-readme
+chart-readme: $(TEST_READY) ## Write the table of values in the chart's README
+	$(BIN)/python deploy/helm/values_table.py
+
+.PHONY: image
+image: ## Build the image. DOCKER= IMAGE= TORCH_INDEX_URL= change it
+	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t $(IMAGE) .
+
 .PHONY: install
 install: $(TEST_READY) ## Install everything, for work in an editor
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the build outputs
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CHART_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -76,3 +113,10 @@ $(TEST_READY): $(SOURCES) | $(BIN)/python
 	@$(INSTALL) setuptools
 	@$(INSTALL) --no-build-isolation -e '.[test]'
 	@touch $(RUNTIME_READY) $@
+
+$(CHART_READY): deploy/requirements-test.txt
+	@test -n "$(PYTHON)" || { echo >&2 "Python 3.11 or newer with venv was not found."; exit 1; }
+	@echo "Installing what the chart's tests need into $(CHART_VENV)"
+	@$(PYTHON) -m venv $(CHART_VENV)
+	@$(CHART_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
