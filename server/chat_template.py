@@ -7,8 +7,8 @@ without one is a base model, which continues text; see `DEFAULT_TEMPLATE`.
 import datetime
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
@@ -43,6 +43,22 @@ class PromptPart:
     """Whether special tokens spelled in the text are meant: only the template may mean them."""
 
 
+RESERVED_VARIABLES = frozenset(
+    {"messages", "add_generation_prompt", "continue_final_message", "tools", "documents"}
+    | {"bos_token", "eos_token", "chat_template"}
+)
+"""What a request may not set by itself: the server does, or nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What a template is told beside the messages."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
 class ChatTemplate:
     """A compiled chat template, and how its result becomes tokens."""
 
@@ -63,13 +79,19 @@ class ChatTemplate:
         except TemplateSyntaxError as exc:
             raise ModelLoadError(f"The model's chat template is not valid Jinja: {exc}.") from exc
 
-    def encode(self, messages: Sequence[Message], *, max_chars: int) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        options: PromptOptions = PromptOptions(),
+        *,
+        max_chars: int,
+    ) -> list[int]:
         """The prompt's token ids.
 
         Raises:
             InvalidRequestError: the template refuses the messages, or the result is too long.
         """
-        parts = self.render(messages)
+        parts = self.render(messages, options)
         if sum(len(part.text) for part in parts) > max_chars:
             raise InvalidRequestError(
                 f"messages must not render to more than {max_chars} characters.", param="messages"
@@ -84,27 +106,40 @@ class ChatTemplate:
             )
         return ids
 
-    def render(self, messages: Sequence[Message]) -> list[PromptPart]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        options: PromptOptions = PromptOptions(),
+    ) -> list[PromptPart]:
         """The prompt's text, cut where a user spelled a special token."""
-        mark = self._free_mark(messages)
+        mark, end = _free_marks(messages, options.variables)
+        prepared = [self._prepared(message, mark) for message in messages]
+        if options.continue_final_message:
+            prepared[-1]["content"] += end
+        variables = self._marked(options.variables, mark)
         try:
             text = self._template.render(
-                messages=[self._prepared(message, mark) for message in messages],
-                add_generation_prompt=True,
-                # None rather than undefined: templates ask `tools is not none`.
-                tools=None,
-                documents=None,
-                bos_token=self._spelling(self._tokenizer.bos_id),
-                eos_token=self._spelling(next(iter(self._tokenizer.eos_ids), None)),
+                {
+                    **variables,
+                    "messages": prepared,
+                    "add_generation_prompt": options.add_generation_prompt,
+                    # None rather than undefined: templates ask `tools is not none`.
+                    "tools": None,
+                    "documents": None,
+                    "bos_token": self._spelling(self._tokenizer.bos_id),
+                    "eos_token": self._spelling(next(iter(self._tokenizer.eos_ids), None)),
+                }
             )
         except TemplateError as exc:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages: {exc}", param="messages"
             ) from exc
-        except (TypeError, ValueError, LookupError, ArithmeticError) as exc:
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as exc:
             raise InvalidRequestError(
                 "The model's chat template cannot render these messages.", param="messages"
             ) from exc
+        if options.continue_final_message:
+            text = _before(end, text)
         # Pieces at even places are the template's and ordinary text; those between a pair of marks
         # are special tokens that somebody typed.
         pieces = text.split(mark)
@@ -118,19 +153,42 @@ class ChatTemplate:
         prepared = {name: self._marked(value, mark) for name, value in message.items()}
         return {**prepared, "role": role}
 
-    def _marked(self, text: str, mark: str) -> str:
-        return text if self._special is None else mark.join(self._special.split(text))
-
-    def _free_mark(self, messages: Sequence[Message]) -> str:
-        for mark in _MARKS:
-            if not any(mark in value for message in messages for value in message.values()):
-                return mark
-        raise InvalidRequestError(
-            "messages must not hold all Unicode noncharacters.", param="messages"
-        )
+    def _marked(self, value: Any, mark: str) -> Any:
+        """A value of JSON with every special token in its texts between two marks."""
+        if self._special is None:
+            return value
+        if isinstance(value, str):
+            return mark.join(self._special.split(value))
+        if isinstance(value, Mapping):
+            return {self._marked(k, mark): self._marked(v, mark) for k, v in value.items()}
+        return [self._marked(v, mark) for v in value] if isinstance(value, list) else value
 
     def _spelling(self, token_id: int | None) -> str:
         return "" if token_id is None else self._tokenizer.id_to_token(token_id) or ""
+
+
+def _free_marks(messages: Sequence[Message], variables: Mapping[str, Any]) -> tuple[str, str]:
+    """Two characters that are nowhere in what was sent."""
+    texts = [value for message in messages for value in message.values()]
+    texts.append(json.dumps(variables, ensure_ascii=False))
+    free = [mark for mark in _MARKS if not any(mark in text for text in texts)]
+    if len(free) < 2:
+        raise InvalidRequestError(
+            "messages must not hold all Unicode noncharacters.", param="messages"
+        )
+    return free[0], free[1]
+
+
+def _before(end: str, text: str) -> str:
+    """The prompt up to the end of the last message, which the template may have repeated."""
+    head, found, _ = text.rpartition(end)
+    if not found:
+        raise InvalidRequestError(
+            "The model's chat template does not write the last message as it was sent, so that "
+            "nothing can go on with it.",
+            param="continue_final_message",
+        )
+    return head.replace(end, "")
 
 
 def _special_pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:

@@ -69,6 +69,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     sse_keep_alive_seconds: Annotated[
         float, Meta(ge=0.0, description="Silence before a stream gets a comment. 0: never.")
     ] = 15.0
+    max_queue_seconds: Annotated[
+        float, Meta(ge=0.0, description="Longest wait for a free slot. 0: no limit.")
+    ] = 30.0
+    max_request_seconds: Annotated[
+        float,
+        Meta(ge=0.0, description="Time for a whole answer, the wait included. 0: no limit."),
+    ] = 600.0
     drain_seconds: Annotated[
         float, Meta(ge=0.0, description="Time that running requests have to finish after SIGTERM.")
     ] = 30.0

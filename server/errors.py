@@ -8,6 +8,7 @@
     + UnsupportedMediaTypeError  the body is not plain JSON
   x AuthenticationError          no API key, or a wrong one
   x ServerDrainingError          the server is stopping
+  x DeadlineExceededError        the answer was not complete within its time
 
 ClientDisconnectedError is not one of them: nobody is left to tell.
 """
@@ -25,6 +26,7 @@ from dijiang_runtime.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     NumericalError,
+    QueueTimeoutError,
     RequestFailedError,
 )
 
@@ -69,6 +71,13 @@ class ServerDrainingError(DiJiangError):
         self.retry_after_seconds = 1.0
 
 
+class DeadlineExceededError(DiJiangError):
+    """The answer was not complete within the request's timeout, or the server's."""
+
+    def __init__(self) -> None:
+        super().__init__("The answer was not complete within the request's time limit.")
+
+
 class ClientDisconnectedError(Exception):
     """The client left, or stopped reading, before its answer was complete."""
 
@@ -95,6 +104,8 @@ OPENAI_ERRORS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (NumericalError, 500, "server_error", "numerical_error"),
     (RequestFailedError, 500, "server_error", "request_failed"),
     (ServerDrainingError, 503, "server_error", "server_draining"),
+    (QueueTimeoutError, 503, "server_error", "queue_timeout"),
+    (DeadlineExceededError, 504, "server_error", "deadline_exceeded"),
     (EngineDeadError, 503, "server_error", "engine_dead"),
 )
 
@@ -129,6 +140,9 @@ def error_response(exc: Exception, request_id: str) -> Response:
     retry_after = getattr(exc, "retry_after_seconds", None)
     if retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    if status == 504:
+        # OpenAI's libraries try again by themselves unless they are told not to.
+        headers["X-Should-Retry"] = "false"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 413:

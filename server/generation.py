@@ -13,6 +13,7 @@ from dijiang_runtime.errors import (
     DiJiangError,
     EngineDeadError,
     EngineOverloadedError,
+    QueueTimeoutError,
     RequestFailedError,
 )
 from dijiang_runtime.request import (
@@ -25,7 +26,7 @@ from dijiang_runtime.request import (
 from server.context import ServerContext
 from server.metrics import SequenceMeter
 from server.protocol.common import Usage
-from server.protocol.sampling import seed_of_choice
+from server.protocol.sampling import GenerationRequest, seed_of_choice
 
 Batch = list[tuple[int, RequestOutput]]
 """Outputs that are ready together, each with the index of its choice."""
@@ -35,6 +36,7 @@ class Choice:
     """One answer, as it is put together from outputs."""
 
     def __init__(self) -> None:
+        self.token_ids: list[int] = []
         self.logprobs: list[PositionLogprobs] = []
         self.prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         self.finish_reason: FinishReason | None = None
@@ -45,9 +47,16 @@ class Choice:
     def text(self) -> str:
         return "".join(self._text)
 
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, under the model itself; 0 if it has none."""
+        values = [position.chosen.logprob for position in self.logprobs]
+        return sum(values) / max(1, len(values))
+
     def add(self, output: RequestOutput) -> None:
         """Append what is new."""
         self._text.append(output.text)
+        self.token_ids.extend(output.token_ids)
         self.logprobs.extend(output.logprobs or ())
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
@@ -62,17 +71,22 @@ class Generation:
     Neither that nor anything else on the way out awaits, because the task may be cancelled.
     """
 
-    def __init__(self, context: ServerContext, requests: Sequence[Request], num_choices: int):
+    def __init__(
+        self, context: ServerContext, requests: Sequence[Request], body: GenerationRequest
+    ) -> None:
         """Hand all requests to the engine, or none.
 
         Args:
-            requests: `num_choices` for each prompt, those of one prompt next to each other.
+            requests: `num_sequences` for each prompt, those of one prompt next to each other.
 
         Raises:
             InvalidRequestError, EngineOverloadedError, EngineDeadError: as the engine says.
         """
         self._requests = requests
-        self._num_choices = num_choices
+        self._context = context
+        self._num_sequences = body.num_sequences
+        self.deadline = _deadline(context.config.max_request_seconds, body.timeout)
+        """When the answer must be complete, by the clock of the event loop; None is never."""
         self._streams: list[RequestStream] = []
         self._pumps: list[asyncio.Task[None]] = []
         self._meters = [SequenceMeter(context.metrics, request) for request in requests]
@@ -87,7 +101,7 @@ class Generation:
             elif isinstance(exc, EngineDeadError):
                 context.metrics.admission_rejected("engine_not_ready")
             raise
-        context.metrics.params_n.observe(num_choices)
+        context.metrics.params_n.observe(body.num_choices)
         context.metrics.params_max_tokens.observe(requests[0].sampling.max_tokens)
 
     def __enter__(self) -> Self:
@@ -103,7 +117,7 @@ class Generation:
 
     def usage(self) -> Usage:
         """The tokens so far. A prompt counts once, however many choices it has."""
-        prompts = self._requests[:: self._num_choices]
+        prompts = self._requests[:: self._num_sequences]
         num_prompt_tokens = sum(len(request.prompt_token_ids) for request in prompts)
         num_output_tokens = sum(self._num_output_tokens)
         return Usage(num_prompt_tokens, num_output_tokens, num_prompt_tokens + num_output_tokens)
@@ -112,13 +126,18 @@ class Generation:
         """Yield what is new, until every sequence has finished.
 
         Raises:
-            RequestFailedError, EngineDeadError: one of the sequences failed, and with it all.
+            RequestFailedError, QueueTimeoutError, EngineDeadError: one of the sequences failed, and
+                with it all.
         """
         source = self._one_stream() if len(self._streams) == 1 else self._many_streams()
-        async for batch in source:
-            for index, output in batch:
-                self._note(index, output)
-            yield batch
+        try:
+            async for batch in source:
+                for index, output in batch:
+                    self._note(index, output)
+                yield batch
+        except QueueTimeoutError:
+            self._context.metrics.admission_rejected("queue_timeout")
+            raise
 
     async def collect(self) -> list[Choice]:
         """Wait for the end, and return the answers in the order of the requests."""
@@ -169,21 +188,47 @@ class Generation:
             pump.cancel()
 
 
+def best_choices(choices: Sequence[Choice], body: GenerationRequest) -> list[Choice]:
+    """The likeliest `n` of the `num_sequences` answers to each prompt, the likeliest first.
+
+    Where no choice is to be made, they stay in the order of their seeds.
+    """
+    if body.num_sequences == body.num_choices:
+        return list(choices)
+    best: list[Choice] = []
+    for start in range(0, len(choices), body.num_sequences):
+        answers = choices[start : start + body.num_sequences]
+        ranked = sorted(answers, key=lambda choice: choice.mean_logprob, reverse=True)
+        best += ranked[: body.num_choices]
+    return best
+
+
 def make_requests(
-    answer_id: str, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]], num_choices: int
+    context: ServerContext,
+    answer_id: str,
+    prompts: Sequence[tuple[tuple[int, ...], SamplingParams]],
+    body: GenerationRequest,
 ) -> list[Request]:
-    """`num_choices` requests for each prompt, with seeds that differ from choice to choice.
+    """`num_sequences` requests for each prompt, with seeds that differ from choice to choice.
 
     The engine knows them by the id of the answer, which is ours and unique, and their index in it.
     """
     arrival = time.time()
     return [
         Request(
-            request_id=f"{answer_id}-{prompt_index * num_choices + choice}",
+            request_id=f"{answer_id}-{prompt_index * body.num_sequences + choice}",
             prompt_token_ids=token_ids,
             sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, choice)),
             arrival_time=arrival,
+            priority=body.priority or 0,
+            max_queue_seconds=context.config.max_queue_seconds or None,
         )
         for prompt_index, (token_ids, sampling) in enumerate(prompts)
-        for choice in range(num_choices)
+        for choice in range(body.num_sequences)
     ]
+
+
+def _deadline(max_seconds: float, wanted: float | None) -> float | None:
+    """The earlier of the server's limit, of which 0 is none, and what the client wants."""
+    limits = [seconds for seconds in (max_seconds, wanted) if seconds]
+    return asyncio.get_running_loop().time() + min(limits) if limits else None

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from server.errors import ClientDisconnectedError, ServerDrainingError
+from server.errors import ClientDisconnectedError, DeadlineExceededError, ServerDrainingError
 
 T = TypeVar("T")
 
@@ -60,23 +60,35 @@ class Lifecycle:
 
 
 async def run_for_client(
-    work: Coroutine[Any, Any, T], left: Coroutine[Any, Any, None], lifecycle: Lifecycle
+    work: Coroutine[Any, Any, T],
+    left: Coroutine[Any, Any, None],
+    lifecycle: Lifecycle,
+    *,
+    deadline: float | None = None,
 ) -> T:
-    """Run `work` until it is done, `left` returns, or the server stops.
+    """Run `work` until it is done, `left` returns, its deadline has come, or the server stops.
+
+    The deadline is a time of the event loop's clock.
 
     The work runs in a task of its own, so that ending it early never cancels the caller, who has
     the last word to say.
 
     Raises:
         ClientDisconnectedError: `left` returned first.
+        DeadlineExceededError: the deadline came first.
         ServerDrainingError: the grace period ended first.
     """
     task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(left)
     lifecycle.add(task)
     try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        now = asyncio.get_running_loop().time()
+        await asyncio.wait(
+            {task, watcher},
+            timeout=None if deadline is None else max(0.0, deadline - now),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
         if not task.done():
-            raise ClientDisconnectedError
+            raise ClientDisconnectedError if watcher.done() else DeadlineExceededError
         if task.cancelled():
             raise ServerDrainingError("The server shut down before the answer was complete.")
         return task.result()

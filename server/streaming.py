@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dijiang_runtime.errors import DiJiangError
-from dijiang_runtime.request import RequestOutput
+from dijiang_runtime.request import PositionLogprobs, RequestOutput
 from server.context import ServerContext
 from server.errors import ClientDisconnectedError, describe, encode_error
 from server.generation import Generation
@@ -38,6 +38,22 @@ class StreamEncoder(Protocol):
     def chunk(self, index: int, output: RequestOutput) -> bytes: ...
 
     def closing(self) -> bytes: ...
+
+
+class HeldTokens:
+    """What came for one choice while its text was held back. It is sent with the text."""
+
+    def __init__(self) -> None:
+        self.token_ids: list[int] = []
+        self.logprobs: list[PositionLogprobs] = []
+
+    def add(self, output: RequestOutput) -> None:
+        self.token_ids.extend(output.token_ids)
+        self.logprobs.extend(output.logprobs or ())
+
+    def clear(self) -> None:
+        self.token_ids.clear()
+        self.logprobs.clear()
 
 
 def event(data: Any) -> bytes:
@@ -81,7 +97,10 @@ class EventStream(Response):
         """Send all events but the last ones, which are returned."""
         try:
             ending = await run_for_client(
-                self._send_events(send), self._watch(receive, send), self._lifecycle
+                self._send_events(send),
+                self._watch(receive, send),
+                self._lifecycle,
+                deadline=self._generation.deadline,
             )
         except ClientDisconnectedError:
             raise

@@ -1,13 +1,14 @@
 """`/v1/chat/completions`."""
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import Field
 
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, FinishReason
+from server.chat_template import RESERVED_VARIABLES, PromptOptions
 from server.errors import UnsupportedParameterError
 from server.protocol.common import MaybeUsage, RequestModel, Usage
 from server.protocol.logprobs import ChatLogprobs, PromptLogprobs
@@ -53,10 +54,59 @@ class ChatMessage(RequestModel):
         return "".join(part.text or "" for part in self.content)
 
 
-class ChatCompletionRequest(GenerationRequest):
-    """Answer the last of some messages."""
+class Conversation(RequestModel):
+    """Messages, and how the chat template makes a prompt of them."""
 
     messages: Annotated[list[ChatMessage], Field(fail_fast=True)]
+    add_generation_prompt: bool | None = None
+    """End the prompt where an answer begins. Default: true, unless the last message goes on."""
+    continue_final_message: bool | None = None
+    """End the prompt inside the last message, so that the answer goes on with it."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables for the model's chat template."""
+
+    def prompt_options(self) -> PromptOptions:
+        """What the template is told beside the messages."""
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt exclude each other.",
+                param="continue_final_message",
+            )
+        variables = self.chat_template_kwargs or {}
+        if RESERVED_VARIABLES & variables.keys():
+            raise InvalidRequestError(
+                "chat_template_kwargs must not set what the server sets: "
+                f"{', '.join(sorted(RESERVED_VARIABLES))}.",
+                param="chat_template_kwargs",
+            )
+        return PromptOptions(
+            add_generation_prompt=(
+                not self.continue_final_message
+                if self.add_generation_prompt is None
+                else self.add_generation_prompt
+            ),
+            continue_final_message=bool(self.continue_final_message),
+            variables=variables,
+        )
+
+    def conversation(self, *, max_messages: int) -> list[dict[str, str]]:
+        """The messages as a chat template reads them."""
+        if not 1 <= len(self.messages) <= max_messages:
+            raise InvalidRequestError(
+                f"messages must hold 1 to {max_messages} messages.", param="messages"
+            )
+        conversation = []
+        for i, message in enumerate(self.messages):
+            entry = {"role": message.role, "content": message.text(f"messages[{i}]")}
+            if message.name is not None:
+                entry["name"] = message.name
+            conversation.append(entry)
+        return conversation
+
+
+class ChatCompletionRequest(Conversation, GenerationRequest):
+    """Answer the last of some messages."""
+
     max_completion_tokens: int | None = None
     """Newer name of `max_tokens`; wins over it."""
     logprobs: bool | None = None
@@ -93,20 +143,6 @@ class ChatCompletionRequest(GenerationRequest):
             name = self.aliases.get("max_tokens", "max_tokens")
             raise InvalidRequestError(f"{name} must be at least 1.", param=name)
 
-    def conversation(self, *, max_messages: int) -> list[dict[str, str]]:
-        """The messages as a chat template reads them."""
-        if not 1 <= len(self.messages) <= max_messages:
-            raise InvalidRequestError(
-                f"messages must hold 1 to {max_messages} messages.", param="messages"
-            )
-        conversation = []
-        for i, message in enumerate(self.messages):
-            entry = {"role": message.role, "content": message.text(f"messages[{i}]")}
-            if message.name is not None:
-                entry["name"] = message.name
-            conversation.append(entry)
-        return conversation
-
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
@@ -122,6 +158,7 @@ class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | int | None = None
     """What stopped the answer: the stop string or token id; null for the end of the text."""
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +171,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -146,9 +184,10 @@ class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: ChatDelta
-    logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,3 +200,5 @@ class ChatCompletionChunk(msgspec.Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: MaybeUsage = msgspec.UNSET
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
+    """With the first event of each choice."""

@@ -17,9 +17,9 @@ MAX_REPORTED_FIELDS = 16
 # Fields that would change the answer, each with the values that ask for nothing. Ignoring one would
 # give an unconstrained answer to somebody who relies on the constraint.
 UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "cache_salt": (),
     "chat_template": (),
@@ -49,14 +49,11 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "reasoning": (),
     "regex": (),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
 }

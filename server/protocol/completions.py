@@ -1,20 +1,19 @@
 """`/v1/completions`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
 import msgspec
-from pydantic import Field
 
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, FinishReason
 from server.protocol.common import MaybeUsage
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
-from server.protocol.sampling import GenerationRequest
+from server.protocol.sampling import FailFast, GenerationRequest
 
 DEFAULT_MAX_TOKENS = 16
 """As in the OpenAI API."""
 
-FailFast = Field(fail_fast=True)
 TokenIds = Annotated[list[int], FailFast]
 
 
@@ -25,13 +24,29 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
     """Put the prompt before the answer."""
     logprobs: int | None = None
+    best_of: int | None = None
+    """Make this many answers to each prompt, and return the likeliest."""
+    add_special_tokens: bool | None = None
+    """Put BOS and the like where the model expects them. Default: true."""
 
     @property
     def num_logprobs(self) -> int:
         return NO_LOGPROBS if self.logprobs is None else self.logprobs
 
+    @property
+    def num_sequences(self) -> int:
+        return self.num_choices if self.best_of is None else self.best_of
+
     def check(self, *, max_choices: int) -> None:
         super().check(max_choices=max_choices)
+        if not self.num_choices <= self.num_sequences <= max_choices:
+            raise InvalidRequestError(
+                f"best_of must be between n and {max_choices}.", param="best_of"
+            )
+        if self.stream and self.num_sequences > self.num_choices:
+            raise InvalidRequestError(
+                "best_of above n is not available with stream.", param="best_of"
+            )
         if self.logprobs is not None and self.logprobs < 0:
             raise InvalidRequestError("logprobs must be at least 0.", param="logprobs")
         if self.max_tokens is not None and self.max_tokens < (0 if self.echo else 1):
@@ -61,6 +76,8 @@ class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | int | None = None
     """What stopped the answer: the stop string or token id; null for the end of the text."""
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
+    token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

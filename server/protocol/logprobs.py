@@ -1,6 +1,7 @@
 """Log probabilities, in the forms that the OpenAI API has for them, and vLLM's for prompts."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -45,45 +46,64 @@ PromptLogprobs = list[dict[str, PromptTokenLogprob] | None]
 """vLLM's form: for each prompt token a mapping from token id; null for the first."""
 
 
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The first token of a prompt, of which the engine reports nothing."""
+
+    token_id: int
+    text: str
+
+
+_NO_TOKEN = FirstToken(0, "")
+
+
 def completion_logprobs(
     positions: Iterable[PositionLogprobs | None],
-    first_token: str = "",
+    first: FirstToken = _NO_TOKEN,
     text_offset: int = 0,
+    *,
+    as_ids: bool = False,
 ) -> CompletionLogprobs:
     """The legacy form of some positions.
 
     Args:
         positions: None stands for the first token of a prompt, which nothing predicts.
-        first_token: How that token is spelled.
+        first: That token.
         text_offset: Where in the answer the first of the tokens begins, in characters.
+        as_ids: Spell tokens as `token_id:N`.
     """
     result = CompletionLogprobs([], [], [], [])
     for position in positions:
-        token = first_token if position is None else _spell(position.chosen)
-        result.tokens.append(token)
         result.text_offset.append(text_offset)
-        text_offset += len(token if position is None else position.chosen.token)
         if position is None:
+            result.tokens.append(_id_label(first.token_id) if as_ids else first.text)
+            text_offset += len(first.text)
             result.token_logprobs.append(None)
             result.top_logprobs.append(None)
             continue
+        result.tokens.append(_spell(position.chosen, as_ids))
+        text_offset += len(position.chosen.token)
         result.token_logprobs.append(position.chosen.logprob)
         # The chosen token is always among them, as the OpenAI API does it.
         alternatives = (*position.top, position.chosen)
-        result.top_logprobs.append({_spell(t): t.logprob for t in alternatives})
+        result.top_logprobs.append({_spell(t, as_ids): t.logprob for t in alternatives})
     return result
 
 
-def chat_logprobs(positions: Iterable[PositionLogprobs]) -> ChatLogprobs:
-    """The chat form of some positions."""
+def chat_logprobs(positions: Iterable[PositionLogprobs], *, as_ids: bool = False) -> ChatLogprobs:
+    """The chat form of some positions. `as_ids` spells tokens as `token_id:N`."""
+
+    def spell(token: TokenLogprob) -> str:
+        return _id_label(token.token_id) if as_ids else token.token
+
     return ChatLogprobs(
         [
             ChatTokenLogprob(
-                token=position.chosen.token,
+                token=spell(position.chosen),
                 logprob=position.chosen.logprob,
                 bytes=list(position.chosen.token_bytes),
                 top_logprobs=[
-                    ChatAlternative(t.token, t.logprob, list(t.token_bytes)) for t in position.top
+                    ChatAlternative(spell(t), t.logprob, list(t.token_bytes)) for t in position.top
                 ],
             )
             for position in positions
@@ -104,8 +124,14 @@ def prompt_logprobs(positions: Sequence[PositionLogprobs | None]) -> PromptLogpr
     ]
 
 
-def _spell(token: TokenLogprob) -> str:
+def _id_label(token_id: int) -> str:
+    return f"token_id:{token_id}"
+
+
+def _spell(token: TokenLogprob, as_ids: bool) -> str:
     """A token as a key: part of a character is spelled in bytes, so that keys stay distinct."""
+    if as_ids:
+        return _id_label(token.token_id)
     if "\ufffd" not in token.token:
         return token.token
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.token_bytes)

@@ -1,16 +1,19 @@
 """The fields that completions and chat share, and how they become `SamplingParams`."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import Field
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.request import NO_LOGPROBS, SamplingParams
+from dijiang_runtime.request import MAX_BAD_WORDS, NO_LOGPROBS, SamplingParams
 from server.protocol.common import RequestModel
 
 ShortList = Field(max_length=1024, fail_fast=True)
+FailFast = Field(fail_fast=True)
+
+MAX_TIMEOUT_SECONDS = 86_400.0
 
 
 class StreamOptions(RequestModel):
@@ -50,18 +53,36 @@ class GenerationRequest(RequestModel):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: Annotated[list[int], FailFast] | None = None
+    bad_words: Annotated[list[str], Field(max_length=MAX_BAD_WORDS, fail_fast=True)] | None = None
     seed: int | None = None
     stop: str | Annotated[list[str], ShortList] | None = None
     stop_token_ids: Annotated[list[int], ShortList] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    """Put the ids of the prompt's and the answer's tokens into the response."""
+    return_tokens_as_token_ids: bool | None = None
+    """Spell the tokens of logprobs as `token_id:N`."""
+    truncate_prompt_tokens: int | None = None
+    """Keep this many tokens of a longer prompt; -1 keeps what fits beside `max_tokens`."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where such a prompt is cut. Default: at its start."""
+    priority: int | None = None
+    timeout: float | None = None
+    """Seconds after which an answer that is not complete ends with an error."""
     user: str | None = None
     """Accepted for compatibility; has no effect."""
 
     @property
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences to run for each prompt."""
+        return self.num_choices
 
     def ignored_fields(self) -> list[str]:
         nested = self.stream_options.ignored_fields() if self.stream_options else []
@@ -103,21 +124,54 @@ class GenerationRequest(RequestModel):
                 raise InvalidRequestError(
                     "prompt_logprobs is not available with stream.", param="prompt_logprobs"
                 )
+        limit = self.truncate_prompt_tokens
+        if limit is not None and (limit < -1 or limit == 0):
+            raise InvalidRequestError(
+                "truncate_prompt_tokens must be -1 or at least 1.", param="truncate_prompt_tokens"
+            )
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT_SECONDS:
+            raise InvalidRequestError(
+                f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds.",
+                param="timeout",
+            )
+        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
+            raise InvalidRequestError("priority must be a signed 32-bit integer.", param="priority")
+
+    def truncate(
+        self, token_ids: Sequence[int], *, max_model_len: int, max_tokens: int
+    ) -> Sequence[int]:
+        """The tokens of a prompt that are kept, beside an answer of `max_tokens`."""
+        limit = self.truncate_prompt_tokens
+        if limit == -1:
+            limit = max(1, max_model_len - max_tokens)
+        if limit is None or len(token_ids) <= limit:
+            return token_ids
+        return token_ids[:limit] if self.truncation_side == "right" else token_ids[-limit:]
 
     def to_sampling_params(
-        self, defaults: SamplingDefaults, *, max_tokens: int, prompt_logprobs: int = NO_LOGPROBS
+        self,
+        defaults: SamplingDefaults,
+        *,
+        max_tokens: int,
+        prompt_logprobs: int = NO_LOGPROBS,
+        bad_words: tuple[tuple[int, ...], ...] = (),
     ) -> SamplingParams:
         """The sampling parameters of the first choice."""
         given: dict[str, Any] = {
             name: value for name in _COPIED_FIELDS if (value := getattr(self, name)) is not None
         }
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        allowed = self.allowed_token_ids
+        # Answers are ranked by their logprobs.
+        is_ranked = self.num_sequences > self.num_choices
         return SamplingParams(
             **{**msgspec.structs.asdict(defaults), **given},
             max_tokens=max_tokens,
             stop=tuple(stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
-            logprobs=self.num_logprobs,
+            allowed_token_ids=None if allowed is None else tuple(sorted(set(allowed))),
+            bad_words=bad_words,
+            logprobs=max(self.num_logprobs, 0) if is_ranked else self.num_logprobs,
             prompt_logprobs=prompt_logprobs,
         )
 

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
+from server.bad_words import tokenize_words
 from server.context import ContextDep, ServerContext
 from server.generation import Choice, Generation, make_requests
 from server.protocol.chat import (
@@ -18,9 +19,10 @@ from server.protocol.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatDelta,
+    Conversation,
 )
 from server.protocol.common import MaybeUsage
-from server.protocol.logprobs import chat_logprobs, prompt_logprobs
+from server.protocol.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from server.routes.common import (
     MAX_CHARS_PER_TOKEN,
     AnswerHead,
@@ -33,7 +35,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
-from server.streaming import EventStream, event
+from server.streaming import EventStream, HeldTokens, event
 
 router = APIRouter()
 
@@ -42,13 +44,13 @@ router = APIRouter()
 async def create_chat_completion(http: Request, context: ContextDep) -> Response:
     body = await read_request(http, context, ChatCompletionRequest)
     head = admit(context, body, "chatcmpl")
-    prompt = await read_conversation(body, context)
+    prompt = await read_prompt(body, context)
     requests = make_requests(
-        head.id, [(prompt, sampling_params(body, prompt, context))], body.num_choices
+        context, head.id, [(prompt, sampling_params(body, prompt, context))], body
     )
-    generation = Generation(context, requests, body.num_choices)
+    generation = Generation(context, requests, body)
     if body.stream:
-        stream = ChatStream(body, head, generation)
+        stream = ChatStream(body, head, generation, prompt)
         return EventStream(context, generation, stream, ignored_header(body))
     choices = await collect(http, context, generation)
     answer = ChatCompletion(
@@ -58,21 +60,37 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
         system_fingerprint=head.system_fingerprint,
         choices=[chat_choice(body, index, choice) for index, choice in enumerate(choices)],
         usage=generation.usage(),
+        prompt_token_ids=prompt if body.return_token_ids else msgspec.UNSET,
     )
     return json_response(answer, ignored_header(body))
 
 
-async def read_conversation(body: ChatCompletionRequest, context: ServerContext) -> tuple[int, ...]:
-    """The prompt's tokens, through the model's chat template."""
+async def read_prompt(body: ChatCompletionRequest, context: ServerContext) -> tuple[int, ...]:
+    """The prompt's tokens, as many as are wanted of them."""
+    token_ids = await read_conversation(body, context)
+    max_model_len = context.engine.info.max_model_len
+    max_tokens = body.token_limit
+    if max_tokens is None:
+        max_tokens = min(context.config.default_max_tokens, max_model_len // 2)
+    kept = body.truncate(token_ids, max_model_len=max_model_len, max_tokens=max_tokens)
+    return tuple(kept)
+
+
+async def read_conversation(body: Conversation, context: ServerContext) -> list[int]:
+    """A conversation's tokens, through the model's chat template."""
     conversation = body.conversation(max_messages=context.config.max_messages)
     num_chars = sum(len(message["content"]) for message in conversation)
     max_chars = MAX_CHARS_PER_TOKEN * context.engine.info.max_model_len
     token_ids = await off_loop(
-        num_chars, context.model.template.encode, conversation, max_chars=max_chars
+        num_chars,
+        context.model.template.encode,
+        conversation,
+        body.prompt_options(),
+        max_chars=max_chars,
     )
     if not token_ids:
         raise InvalidRequestError("messages must not be without text.", param="messages")
-    return tuple(token_ids)
+    return token_ids
 
 
 def sampling_params(
@@ -89,7 +107,10 @@ def sampling_params(
     )
     wanted = NO_LOGPROBS if body.prompt_logprobs is None else body.prompt_logprobs
     sampling = body.to_sampling_params(
-        context.model.defaults, max_tokens=max_tokens, prompt_logprobs=wanted
+        context.model.defaults,
+        max_tokens=max_tokens,
+        prompt_logprobs=wanted,
+        bad_words=tokenize_words(body.bad_words, context.model.tokenizer),
     )
     body.validate_sampling(sampling, vocab_size=info.vocab_size, max_logprobs=info.max_logprobs)
     return sampling
@@ -101,39 +122,67 @@ def chat_choice(body: ChatCompletionRequest, index: int, choice: Choice) -> Chat
     return ChatChoice(
         index=index,
         message=AssistantMessage(content=choice.text),
-        logprobs=chat_logprobs(choice.logprobs) if body.logprobs else None,
+        logprobs=logprobs_of(body, choice.logprobs),
         finish_reason=choice.finish_reason,
         stop_reason=choice.stop_reason,
         prompt_logprobs=(
             prompt_logprobs(choice.prompt_logprobs or ()) if wants_prompt else msgspec.UNSET
         ),
+        token_ids=choice.token_ids if body.return_token_ids else msgspec.UNSET,
     )
+
+
+def logprobs_of(
+    body: ChatCompletionRequest, positions: list[PositionLogprobs]
+) -> ChatLogprobs | None:
+    """The logprobs object of some positions, where it is wanted."""
+    if not body.logprobs:
+        return None
+    return chat_logprobs(positions, as_ids=bool(body.return_tokens_as_token_ids))
 
 
 class ChatStream:
     """Spells a stream of chat chunks; see `StreamEncoder`."""
 
     def __init__(
-        self, body: ChatCompletionRequest, head: AnswerHead, generation: Generation
+        self,
+        body: ChatCompletionRequest,
+        head: AnswerHead,
+        generation: Generation,
+        prompt: tuple[int, ...],
     ) -> None:
         self._body = body
         self._head = head
         self._generation = generation
-        self._held: defaultdict[int, list[PositionLogprobs]] = defaultdict(list)
+        self._prompt = prompt
+        self._held: defaultdict[int, HeldTokens] = defaultdict(HeldTokens)
 
     def opening(self) -> bytes:
         """The role, once for each choice."""
         delta = ChatDelta(role="assistant", content="")
-        return b"".join(self._event(index, delta) for index in range(self._body.num_choices))
+        usage = usage_so_far(self._body, self._generation)
+        prompt = self._prompt if self._body.return_token_ids else msgspec.UNSET
+        chunks = [
+            self._chunk([ChatChunkChoice(index=index, delta=delta)], usage, prompt)
+            for index in range(self._body.num_choices)
+        ]
+        return b"".join(map(event, chunks))
 
     def chunk(self, index: int, output: RequestOutput) -> bytes:
-        """One event, or nothing while the text is held back. Held logprobs come with the text."""
-        held = self._held[index]
-        held.extend(output.logprobs or ())
+        """One event, or nothing while the text is held back. Held tokens come with the text."""
+        body, held = self._body, self._held[index]
+        held.add(output)
         if not (output.text or output.finished):
             return b""
-        delta = ChatDelta(content=output.text or None)
-        data = self._event(index, delta, output, held)
+        choice = ChatChunkChoice(
+            index=index,
+            delta=ChatDelta(content=output.text or None),
+            logprobs=logprobs_of(body, held.logprobs) if held.logprobs else None,
+            finish_reason=output.finish_reason,
+            stop_reason=output.stop_reason,
+            token_ids=held.token_ids if body.return_token_ids else msgspec.UNSET,
+        )
+        data = event(self._chunk([choice], usage_so_far(body, self._generation)))
         held.clear()
         return data
 
@@ -142,23 +191,12 @@ class ChatStream:
             return b""
         return event(self._chunk([], self._generation.usage()))
 
-    def _event(
+    def _chunk(
         self,
-        index: int,
-        delta: ChatDelta,
-        output: RequestOutput | None = None,
-        logprobs: list[PositionLogprobs] | None = None,
-    ) -> bytes:
-        choice = ChatChunkChoice(
-            index=index,
-            delta=delta,
-            logprobs=chat_logprobs(logprobs) if self._body.logprobs and logprobs else None,
-            finish_reason=output.finish_reason if output else None,
-            stop_reason=output.stop_reason if output else None,
-        )
-        return event(self._chunk([choice], usage_so_far(self._body, self._generation)))
-
-    def _chunk(self, choices: list[ChatChunkChoice], usage: MaybeUsage) -> ChatCompletionChunk:
+        choices: list[ChatChunkChoice],
+        usage: MaybeUsage,
+        prompt_token_ids: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET,
+    ) -> ChatCompletionChunk:
         head = self._head
         return ChatCompletionChunk(
             id=head.id,
@@ -167,4 +205,5 @@ class ChatStream:
             system_fingerprint=head.system_fingerprint,
             choices=choices,
             usage=usage,
+            prompt_token_ids=prompt_token_ids,
         )

@@ -99,7 +99,9 @@ async def collect(http: Request, context: ServerContext, generation: Generation)
     with generation:
         record_of(http.scope).accepted = True
         left = client_left(http.receive)
-        return await run_for_client(generation.collect(), left, context.lifecycle)
+        return await run_for_client(
+            generation.collect(), left, context.lifecycle, deadline=generation.deadline
+        )
 
 
 def json_response(data: msgspec.Struct, headers: dict[str, str]) -> Response:

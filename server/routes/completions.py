@@ -1,5 +1,7 @@
 """`POST /v1/completions`: continue prompts."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -9,9 +11,9 @@ from starlette.responses import Response
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
-from dijiang_runtime.tokenizer import Tokenizer
+from server.bad_words import tokenize_words
 from server.context import ContextDep, ServerContext
-from server.generation import Choice, Generation, make_requests
+from server.generation import Choice, Generation, best_choices, make_requests
 from server.protocol.common import MaybeUsage
 from server.protocol.completions import (
     DEFAULT_MAX_TOKENS,
@@ -19,7 +21,12 @@ from server.protocol.completions import (
     CompletionChoice,
     CompletionRequest,
 )
-from server.protocol.logprobs import CompletionLogprobs, completion_logprobs, prompt_logprobs
+from server.protocol.logprobs import (
+    CompletionLogprobs,
+    FirstToken,
+    completion_logprobs,
+    prompt_logprobs,
+)
 from server.routes.common import (
     MAX_CHARS_PER_TOKEN,
     AnswerHead,
@@ -32,7 +39,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
-from server.streaming import EventStream, event
+from server.streaming import EventStream, HeldTokens, event
 
 router = APIRouter()
 
@@ -42,8 +49,8 @@ class Prompt:
     """A prompt as tokens, and for `echo` as text."""
 
     token_ids: tuple[int, ...]
+    first: FirstToken
     text: str = ""
-    first_token: str = ""
 
 
 @router.post("/v1/completions")
@@ -51,17 +58,22 @@ async def create_completion(http: Request, context: ContextDep) -> Response:
     body = await read_request(http, context, CompletionRequest)
     head = admit(context, body, "cmpl")
     prompts = await read_prompts(body, context)
+    bad_words = tokenize_words(body.bad_words, context.model.tokenizer)
     requests = make_requests(
+        context,
         head.id,
-        [(prompt.token_ids, sampling_params(body, prompt, context)) for prompt in prompts],
-        body.num_choices,
+        [
+            (prompt.token_ids, sampling_params(body, prompt, context, bad_words))
+            for prompt in prompts
+        ],
+        body,
     )
-    generation = Generation(context, requests, body.num_choices)
+    generation = Generation(context, requests, body)
     writer = CompletionWriter(body, head, prompts)
     if body.stream:
         stream = CompletionStream(writer, generation)
         return EventStream(context, generation, stream, ignored_header(body))
-    choices = await collect(http, context, generation)
+    choices = best_choices(await collect(http, context, generation), body)
     answer = writer.completion(
         [writer.choice(index, choice) for index, choice in enumerate(choices)],
         generation.usage(),
@@ -73,9 +85,10 @@ async def read_prompts(body: CompletionRequest, context: ServerContext) -> list[
     """The prompts as tokens. What is too much is refused before any of it is tokenised."""
     prompts = body.prompts()
     max_sequences = context.config.max_sequences_per_request
-    if len(prompts) * body.num_choices > max_sequences:
+    if len(prompts) * body.num_sequences > max_sequences:
         raise InvalidRequestError(
-            f"prompt holds {len(prompts)} prompts; times n that may be at most {max_sequences}.",
+            f"prompt holds {len(prompts)} prompts; times n or best_of that may be at most "
+            f"{max_sequences}.",
             param="prompt",
         )
     info = context.engine.info
@@ -87,21 +100,35 @@ async def read_prompts(body: CompletionRequest, context: ServerContext) -> list[
             raise InvalidRequestError(
                 f"prompt must not be longer than {max_chars} characters.", param="prompt"
             )
-    return [await read_prompt(prompt, body, context.model.tokenizer) for prompt in prompts]
+    return [await read_prompt(prompt, body, context) for prompt in prompts]
 
 
 async def read_prompt(
-    prompt: str | list[int], body: CompletionRequest, tokenizer: Tokenizer
+    prompt: str | list[int], body: CompletionRequest, context: ServerContext
 ) -> Prompt:
     """One prompt, with its text if that will be needed."""
+    tokenizer = context.model.tokenizer
     if isinstance(prompt, str):
-        ids = await off_loop(len(prompt), tokenizer.encode, prompt, allow_special=False)
+        whole: Sequence[int] = await off_loop(
+            len(prompt),
+            tokenizer.encode,
+            prompt,
+            add_special_tokens=body.add_special_tokens is not False,
+            allow_special=False,
+        )
     else:
-        ids = prompt
+        whole = prompt
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    max_model_len = context.engine.info.max_model_len
+    ids = body.truncate(whole, max_model_len=max_model_len, max_tokens=max_tokens)
+    if not ids:
+        raise InvalidRequestError("prompt must hold at least one token.", param="prompt")
+    first = FirstToken(ids[0], tokenizer.decode(ids[:1], False) if body.echo else "")
     if not body.echo:
-        return Prompt(tuple(ids))
-    text = prompt if isinstance(prompt, str) else tokenizer.decode(ids, False)
-    return Prompt(tuple(ids), text, tokenizer.decode(ids[:1], False))
+        return Prompt(tuple(ids), first)
+    if isinstance(prompt, str) and len(ids) == len(whole):
+        return Prompt(tuple(ids), first, prompt)
+    return Prompt(tuple(ids), first, tokenizer.decode(ids, False))
 
 
 def check_ids(token_ids: list[int], info: EngineInfo) -> None:
@@ -114,7 +141,10 @@ def check_ids(token_ids: list[int], info: EngineInfo) -> None:
 
 
 def sampling_params(
-    body: CompletionRequest, prompt: Prompt, context: ServerContext
+    body: CompletionRequest,
+    prompt: Prompt,
+    context: ServerContext,
+    bad_words: tuple[tuple[int, ...], ...],
 ) -> SamplingParams:
     """The sampling parameters of a prompt's first choice, checked."""
     info = context.engine.info
@@ -132,7 +162,10 @@ def sampling_params(
             # The engine has something to do only if somebody wants the prompt's logprobs.
             wanted = max(wanted, 0)
     sampling = body.to_sampling_params(
-        context.model.defaults, max_tokens=max_tokens, prompt_logprobs=wanted
+        context.model.defaults,
+        max_tokens=max_tokens,
+        prompt_logprobs=wanted,
+        bad_words=bad_words,
     )
     body.validate_sampling(sampling, vocab_size=info.vocab_size, max_logprobs=info.max_logprobs)
     return sampling
@@ -174,6 +207,8 @@ class CompletionWriter:
             prompt_logprobs=(
                 prompt_logprobs(choice.prompt_logprobs or ()) if wants_prompt else msgspec.UNSET
             ),
+            prompt_token_ids=prompt.token_ids if self.body.return_token_ids else msgspec.UNSET,
+            token_ids=choice.token_ids if self.body.return_token_ids else msgspec.UNSET,
         )
 
     def logprobs(
@@ -187,7 +222,12 @@ class CompletionWriter:
         if self.body.logprobs is None:
             return None
         positions = (*(of_prompt or ()), *of_output) if self.body.echo else of_output
-        return completion_logprobs(positions, self.prompt_of(index).first_token, text_offset)
+        return completion_logprobs(
+            positions,
+            self.prompt_of(index).first,
+            text_offset,
+            as_ids=bool(self.body.return_tokens_as_token_ids),
+        )
 
 
 class CompletionStream:
@@ -197,33 +237,36 @@ class CompletionStream:
         self._writer = writer
         self._body = writer.body
         self._generation = generation
-        self._held: dict[int, list[PositionLogprobs]] = {}
+        self._held: defaultdict[int, HeldTokens] = defaultdict(HeldTokens)
         self._text_offsets: dict[int, int] = {}
 
     def opening(self) -> bytes:
         return b""
 
     def chunk(self, index: int, output: RequestOutput) -> bytes:
-        """One event, or nothing while the text is held back. Held logprobs come with the text."""
-        held = self._held.setdefault(index, [])
-        held.extend(output.logprobs or ())
-        offset = self._text_offsets.get(index)
-        text = output.text
-        if offset is None and self._body.echo:
-            text = self._writer.prompt_of(index).text + text
+        """One event, or nothing while the text is held back. Held tokens come with the text."""
+        held = self._held[index]
+        held.add(output)
+        is_first = index not in self._text_offsets
+        offset = self._text_offsets.get(index, 0)
+        prompt = self._writer.prompt_of(index)
+        text = prompt.text + output.text if is_first and self._body.echo else output.text
         if not (text or output.finished):
             return b""
-        logprobs = self._writer.logprobs(index, output.prompt_logprobs, held, offset or 0)
-        held.clear()
-        self._text_offsets[index] = (offset or 0) + len(text)
+        self._text_offsets[index] = offset + len(text)
+        wants_ids = self._body.return_token_ids
         choice = CompletionChoice(
             index=index,
             text=text,
-            logprobs=logprobs,
+            logprobs=self._writer.logprobs(index, output.prompt_logprobs, held.logprobs, offset),
             finish_reason=output.finish_reason,
             stop_reason=output.stop_reason,
+            prompt_token_ids=prompt.token_ids if wants_ids and is_first else msgspec.UNSET,
+            token_ids=held.token_ids if wants_ids else msgspec.UNSET,
         )
-        return event(self._writer.completion([choice], usage_so_far(self._body, self._generation)))
+        data = event(self._writer.completion([choice], usage_so_far(self._body, self._generation)))
+        held.clear()
+        return data
 
     def closing(self) -> bytes:
         if not self._body.wants_usage:

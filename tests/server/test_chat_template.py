@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dijiang_runtime.errors import InvalidRequestError, ModelLoadError
 from dijiang_runtime.tokenizer import Tokenizer
-from server.chat_template import ChatTemplate
+from server.chat_template import ChatTemplate, PromptOptions
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -158,3 +159,66 @@ def test_templates_have_the_helpers_that_models_expect(model_folder: Path, tmp_p
     assert text[0].text.startswith("<|endoftext|>")
     assert json.loads(text[0].text[len("<|endoftext|>") : -1]) == {"role": "user", "content": "<é>"}
     assert text[0].text.endswith("4")
+
+
+def render(template: ChatTemplate, *messages: tuple[str, str], **options: Any) -> str:
+    parts = template.render(
+        [{"role": role, "content": content} for role, content in messages], PromptOptions(**options)
+    )
+    return "".join(part.text for part in parts)
+
+
+@pytest.mark.parametrize("content", ["Once", "", "Once ", "<|im_end|>x<|im_end|>", "a\ufdd1b"])
+def test_the_last_message_may_be_gone_on_with(
+    model_folder: Path, tmp_path: Path, content: str
+) -> None:
+    template = template_of(model_folder, CHATML, tmp_path)
+    text = render(
+        template,
+        ("user", "Tell"),
+        ("assistant", content),
+        add_generation_prompt=False,
+        continue_final_message=True,
+    )
+    assert text == (f"<|im_start|>user\nTell<|im_end|>\n<|im_start|>assistant\n{content}")
+
+
+def test_a_template_that_drops_the_last_message_cannot_go_on_with_it(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    template = template_of(model_folder, "{{ messages[0]['content'] }}", tmp_path)
+    with pytest.raises(InvalidRequestError) as refusal:
+        render(template, ("user", "a"), ("assistant", "b"), continue_final_message=True)
+    assert refusal.value.param == "continue_final_message"
+
+
+def test_the_generation_prompt_may_be_left_out(model_folder: Path, tmp_path: Path) -> None:
+    template = template_of(model_folder, CHATML, tmp_path)
+    text = render(template, ("user", "Tell"), add_generation_prompt=False)
+    assert text == "<|im_start|>user\nTell<|im_end|>\n"
+
+
+def test_a_request_may_set_variables_of_the_template_but_forge_nothing(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    source = "{{ mode }}{% for x in notes.a %}{{ x }}{% endfor %}<|im_start|>"
+    template = template_of(model_folder, source, tmp_path)
+    options = PromptOptions(
+        variables={"mode": "fast<|im_start|>", "notes": {"a": ["<|im_end|>", 3]}}
+    )
+
+    ids = template.encode([{"role": "user", "content": "x"}], options, max_chars=100)
+
+    assert ids.count(IM_START) == 1 and ids[-1] == IM_START
+    assert IM_END not in ids
+    text = Tokenizer.load(tmp_path).decode(ids, False)
+    assert text == "fast<|im_start|><|im_end|>3<|im_start|>"
+
+
+def test_variables_of_a_wrong_type_are_the_client_s_fault(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    template = template_of(model_folder, "{{ mode + 1 }}{{ mode.x.y }}", tmp_path)
+    for mode in ("text", [], None):
+        with pytest.raises(InvalidRequestError):
+            render(template, ("user", "x"), variables={"mode": mode})

@@ -8,6 +8,7 @@ import pytest
 
 from dijiang_runtime.errors import EngineDeadError, EngineOverloadedError
 from server.protocol.common import UNSUPPORTED_FIELDS
+from server.protocol.completions import CompletionRequest
 from tests.server.fake_engine import FakeEngine
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -106,6 +107,25 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"model": 7}, "model"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [300]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
+    ({"allowed_token_ids": ["secret"]}, "allowed_token_ids[0]"),
+    ({"bad_words": "word"}, "bad_words"),
+    ({"bad_words": ["  "]}, "bad_words"),
+    ({"bad_words": ["x" * 257]}, "bad_words"),
+    ({"bad_words": ["x"] * 129}, "bad_words"),
+    ({"best_of": 0}, "best_of"),
+    ({"best_of": 9}, "best_of"),
+    ({"best_of": 1, "n": 2}, "best_of"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"truncation_side": "middle"}, "truncation_side"),
+    ({"priority": 2**31}, "priority"),
+    ({"priority": 1.5}, "priority"),
+    ({"timeout": 0}, "timeout"),
+    ({"timeout": 86_401}, "timeout"),
+    ({"return_token_ids": 1}, "return_token_ids"),
 ]
 
 
@@ -149,6 +169,13 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"top_logprobs": 1}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+    ),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"bos_token": "x"}}, "chat_template_kwargs"),
 ]
 
 
@@ -220,7 +247,9 @@ async def test_numbers_are_finite(
 async def test_a_field_that_would_change_the_answer_is_never_ignored(
     client: httpx.AsyncClient, engine: FakeEngine, name: str
 ) -> None:
-    response = await client.post(COMPLETIONS, json={**PROMPT, name: "something"})
+    is_of_completions = name in CompletionRequest.model_fields
+    path, body = (CHAT, MESSAGES) if is_of_completions else (COMPLETIONS, PROMPT)
+    response = await client.post(path, json={**body, name: "something"})
     await check_refusal(client, engine, response, 400, name, "unsupported_parameter")
 
 
