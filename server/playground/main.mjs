@@ -100,7 +100,6 @@ class Playground {
     byId("opening").hidden = true;
     byId("prompt").value = "";
     byId("transcript").append(view.element);
-    view.element.scrollIntoView({ block: "end" });
     this.#answer(exchange);
   }
 
@@ -132,6 +131,7 @@ class Playground {
     this.#setRunning(running);
     exchange.answer = exchange.kept;
     view.begin();
+    scrollToEnd();
     let ending = "stopped";
     let failure = null;
     try {
@@ -140,13 +140,16 @@ class Playground {
     } catch (error) {
       if (error.name !== "AbortError") failure = error;
     }
-    view.end();
-    view.showFigures(stopwatch, failure ? null : ending);
     // A conversation that was cleared meanwhile has nothing left to show.
     if (this.#running === running) this.#setRunning(null);
     if (!this.#views.has(exchange)) return;
-    view.offer(this.#actionsFor(exchange));
-    if (failure) this.#onFailure(view, failure);
+    keepAtEnd(() => {
+      view.end();
+      view.showFigures(stopwatch, failure ? null : ending);
+      view.offer(this.#actionsFor(exchange));
+      if (failure) view.fail(failure);
+    });
+    if (failure) this.#onFailure(failure);
     else this.#announce(ending === "stopped" ? "Stopped." : `Answer complete, ${stopwatch.numTokens} tokens.`);
   }
 
@@ -155,16 +158,15 @@ class Playground {
     const hasLogprobs = byId("logprobs").checked;
     let ending = null;
     for await (const part of streamAnswer(exchange.request, { key: this.#key, signal })) {
-      const isFollowing = this.#isAtEnd();
       exchange.answer += part.text;
-      view.add(part.text, part.tokens, hasLogprobs);
       ending = part.finishReason ?? ending;
-      if (part.usage) {
-        stopwatch.note(performance.now(), part.usage.completion_tokens);
+      if (part.usage) stopwatch.note(performance.now(), part.usage.completion_tokens);
+      if (!this.#views.has(exchange)) continue;
+      if (part.usage) this.#chart.setTokens(part.usage.total_tokens);
+      keepAtEnd(() => {
+        view.add(part.text, part.tokens, hasLogprobs);
         view.showFigures(stopwatch);
-        if (this.#views.has(exchange)) this.#chart.setTokens(part.usage.total_tokens);
-      }
-      if (isFollowing) byId("transcript").scrollTop = byId("transcript").scrollHeight;
+      });
     }
     return ending;
   }
@@ -180,8 +182,7 @@ class Playground {
     return exchange.request ? actions : actions.slice(0, 1);
   }
 
-  #onFailure(view, error) {
-    view.fail(error);
+  #onFailure(error) {
     this.#announce(error.message);
     if (error.status === 401) pointAt("key");
     else if (!(error.param && pointAt(error.param))) byId("prompt").focus();
@@ -215,11 +216,6 @@ class Playground {
     byId("announcement").textContent = text;
   }
 
-  #isAtEnd() {
-    const { scrollTop, scrollHeight, clientHeight } = byId("transcript");
-    return scrollHeight - scrollTop - clientHeight < FOLLOW_PIXELS;
-  }
-
   #onReading(engine, status) {
     if (status !== this.#status) {
       byId("status").dataset.status = status;
@@ -248,6 +244,18 @@ class Playground {
     const response = await fetch("/v1/models", { headers: keyHeaders(this.#key) }).catch(() => null);
     if (response?.ok) showModels((await response.json()).data.map(({ id }) => id));
   }
+}
+
+function scrollToEnd() {
+  byId("transcript").scrollTop = byId("transcript").scrollHeight;
+}
+
+/** Make a change to the transcript. Who reads its end goes on reading its end. */
+function keepAtEnd(change) {
+  const { scrollTop, scrollHeight, clientHeight } = byId("transcript");
+  const isAtEnd = scrollHeight - scrollTop - clientHeight < FOLLOW_PIXELS;
+  change();
+  if (isAtEnd) scrollToEnd();
 }
 
 new Playground();
