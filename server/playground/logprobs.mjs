@@ -5,21 +5,22 @@ const utf8 = new TextEncoder();
 /** Of the chat endpoint: one object per token. */
 export function readChatLogprobs(logprobs) {
   return (logprobs?.content ?? []).map((token) => ({
-    bytes: Uint8Array.from(token.bytes ?? utf8.encode(token.token)),
-    token: token.token,
-    logprob: token.logprob,
-    alternatives: token.top_logprobs.map(({ token, logprob }) => ({ token, logprob })),
+    ...readChatToken(token),
+    alternatives: token.top_logprobs.map(readChatToken),
   }));
+}
+
+function readChatToken({ token, bytes, logprob }) {
+  return { bytes: Uint8Array.from(bytes ?? utf8.encode(token)), logprob };
 }
 
 /** Of the completions endpoint: parallel lists, where part of a character is spelled in bytes. */
 export function readCompletionLogprobs(logprobs) {
   return (logprobs?.tokens ?? []).map((token, i) => ({
     bytes: bytesOf(token),
-    token,
     logprob: logprobs.token_logprobs[i],
     alternatives: Object.entries(logprobs.top_logprobs[i] ?? {})
-      .map(([token, logprob]) => ({ token, logprob }))
+      .map(([token, logprob]) => ({ bytes: bytesOf(token), logprob }))
       .sort((a, b) => b.logprob - a.logprob),
   }));
 }
@@ -84,7 +85,20 @@ export function formatProbability(logprob) {
   return percent >= 0.05 ? `${percent.toFixed(1)}%` : "<0.1%";
 }
 
-/** A token with its white space made visible. */
-export function spell(token) {
-  return token.replace(/ /g, "\u00b7").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
+/** The tokens that might have stood here, the likeliest first, each with whether it does. */
+export function rankTokens(token) {
+  const isSame = ({ bytes }) => String(bytes) === String(token.bytes);
+  const others = token.alternatives.filter((other) => !isSame(other));
+  return [token, ...others]
+    .sort((a, b) => b.logprob - a.logprob)
+    .map(({ bytes, logprob }) => ({ name: spell(bytes), logprob, isChosen: isSame({ bytes }) }));
+}
+
+/** A token for the eye: white space is made visible, and part of a character is shown as bytes. */
+export function spell(bytes) {
+  const text = new TextDecoder().decode(bytes);
+  if (text.includes("\ufffd")) {
+    return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(" ");
+  }
+  return text.replace(/ /g, "\u00b7").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
 }

@@ -1,7 +1,7 @@
 // An answer whose tokens can be looked at: coloured by surprise, with what else they might have been.
 
 import { byId, make } from "./dom.mjs";
-import { formatProbability, spell, surprise } from "./logprobs.mjs";
+import { formatProbability, rankTokens, surprise } from "./logprobs.mjs";
 
 /** Shows the pieces of one answer. Arrow keys walk through the tokens, Escape leaves the last one. */
 export class TokenText {
@@ -66,11 +66,9 @@ export class TokenText {
 }
 
 function alternativesTable(token) {
-  const others = token.alternatives.filter((other) => other.token !== token.token);
-  const rows = [token, ...others].sort((a, b) => b.logprob - a.logprob);
-  const body = rows.map((row) => {
-    const cells = [make("th", { scope: "row" }, spell(row.token)), make("td", {}, formatProbability(row.logprob))];
-    return make("tr", { className: row === token ? "chosen" : "" }, ...cells);
+  const body = rankTokens(token).map(({ name, logprob, isChosen }) => {
+    const cells = [make("th", { scope: "row" }, name), make("td", {}, formatProbability(logprob))];
+    return make("tr", { className: isChosen ? "chosen" : "" }, ...cells);
   });
   return make("table", {}, make("tbody", {}, ...body));
 }

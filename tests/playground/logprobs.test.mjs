@@ -2,12 +2,13 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  TokenCutter, formatProbability, readChatLogprobs, readCompletionLogprobs, spell, surprise,
+  TokenCutter, formatProbability, rankTokens, readChatLogprobs, readCompletionLogprobs, spell,
+  surprise,
 } from "../../server/playground/logprobs.mjs";
 
 const utf8 = new TextEncoder();
-const token = (text, bytes = utf8.encode(text)) => ({ token: text, bytes, logprob: -1, alternatives: [] });
-const texts = (pieces) => pieces.map(([text, token]) => [text, token?.token ?? null]);
+const token = (name, bytes = utf8.encode(name)) => ({ name, bytes, logprob: -1, alternatives: [] });
+const texts = (pieces) => pieces.map(([text, token]) => [text, token?.name ?? null]);
 
 test("a text is cut where its tokens end", () => {
   const cutter = new TokenCutter();
@@ -64,16 +65,26 @@ test("part of a character is spelled in bytes by the completions endpoint", () =
   assert.deepEqual([...read.bytes], [0xf0, 0x9f]);
 });
 
-test("alternatives stand in the order of their probability", () => {
+test("what might have stood there is told once, the likeliest first", () => {
   const [read] = readCompletionLogprobs({
     tokens: ["a"], token_logprobs: [-3], top_logprobs: [{ a: -3, b: -1, c: -2 }], text_offset: [0],
   });
-  assert.deepEqual(read.alternatives.map(({ token }) => token), ["b", "c", "a"]);
+  assert.deepEqual(rankTokens(read).map(({ name }) => name), ["b", "c", "a"]);
+  assert.deepEqual(rankTokens(read).map(({ isChosen }) => isChosen), [false, false, true]);
+});
+
+test("halves of characters are told apart though they are spelled alike", () => {
+  const half = (byte, logprob) => ({ token: "\ufffd", bytes: [byte], logprob });
+  const [read] = readChatLogprobs({
+    content: [{ ...half(0xe4, -2), top_logprobs: [half(0xf0, -1), half(0xe4, -2), half(0xe5, -3)] }],
+  });
+  assert.deepEqual(rankTokens(read).map(({ name }) => name), ["f0", "e4", "e5"]);
+  assert.equal(rankTokens(read)[1].isChosen, true);
 });
 
 test("a token is the more surprising the less likely it was", () => {
   assert.deepEqual([0.9, 0.3, 0.1, 0.03, 0.001].map((p) => surprise(Math.log(p))), [0, 1, 2, 3, 4]);
   const shown = [1, 0.5, 0.042, 0.0001].map((p) => formatProbability(Math.log(p)));
   assert.deepEqual(shown, ["100%", "50%", "4.2%", "<0.1%"]);
-  assert.equal(spell(" a\n"), "\u00b7a\u21b5");
+  assert.equal(spell(utf8.encode(" a\n")), "\u00b7a\u21b5");
 });
