@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
@@ -163,6 +164,8 @@ class Pool:
 async def open_pool(address: Address, clock: Callable[[], float] = time.perf_counter) -> Pool:
     """A pool for a server, whose name is resolved once: thousands of look-ups would queue.
 
+    A name may stand for several addresses, as `localhost` does; the first that answers is used.
+
     Raises:
         ServerUnreachableError: there is no host of this name.
     """
@@ -171,5 +174,11 @@ async def open_pool(address: Address, clock: Callable[[], float] = time.perf_cou
         found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as exc:
         raise ServerUnreachableError(f"There is no host {address.host} ({exc}).") from exc
-    family, _, _, _, location = found[0]
-    return Pool(address, family, str(location[0]), clock)
+    pools = [Pool(address, family, str(where[0]), clock) for family, _, _, _, where in found]
+    for pool in pools:
+        with suppress(OSError):
+            connection, _ = await pool.acquire()
+            pool.put_back(connection)
+            return pool
+    # Nobody answers: each request will find that out, and be counted.
+    return pools[0]

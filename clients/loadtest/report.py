@@ -46,9 +46,10 @@ def new_report(
 
 def _option_facts(options: LoadOptions) -> dict[str, Any]:
     span = options.span
+    has_rates = any(load.kind == "rate" for load in options.loads)
     return {
         "loads": [load.label for load in options.loads],
-        "arrivals": options.arrivals,
+        "arrivals": options.arrivals if has_rates else None,
         **asdict(options.workload),
         "text": options.text.name if options.text else None,
         "endpoint": options.endpoint,

@@ -31,7 +31,8 @@ def describe(report: Mapping[str, Any]) -> str:
     """What was sent, in two lines."""
     options, scale = report["options"], report["token_scale"]
     length = f"prompts {options['prompt_tokens']}, answers {options['output_tokens']} tokens"
-    parts = [f"{options['endpoint']}, {options['arrivals']} arrivals", length]
+    loop = f"{options['arrivals']} arrivals" if options["arrivals"] else "closed loop"
+    parts = [f"{options['endpoint']}, {loop}", length]
     if options["shared_prefix_tokens"]:
         parts.append(
             f"{options['num_prefixes']} shared prefix(es) of {options['shared_prefix_tokens']}"

@@ -29,7 +29,7 @@ class WorkloadOptions:
         num_prefixes: How many different such texts there are.
     """
 
-    prompt_tokens: str = "lognormal:128,0.5"
+    prompt_tokens: str = "uniform:64,192"
     output_tokens: str = "64"
     turns: str = "1"
     think_seconds: float = 0.0

@@ -7,7 +7,7 @@ import typer
 
 from server.commands.chat import BASE_URL_VARIABLE, read_api_key
 from server.commands.common import fail
-from server.commands.loadtest_steps import load_options, require_plots, run_and_show, save
+from server.commands.loadtest_steps import check_outputs, load_options, run_and_show, save
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -147,8 +147,7 @@ def loadtest(
         options = load_options(given)
     except OptionError as exc:
         fail(exc, exit_code=2)
-    if plots is not None or html_file is not None:
-        require_plots()
+    check_outputs(json_file, plots, html_file)
     from clients.loadtest.options import ServerOptions
 
     servers = [ServerOptions(base_url, model, read_api_key(api_key_file))]

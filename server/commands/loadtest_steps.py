@@ -123,9 +123,12 @@ def save(
         fail(exc)
 
 
-def require_plots() -> None:
-    """Fail before the load test rather than after it if what draws is not installed."""
+def check_outputs(json_file: Path | None, plots: Path | None, html_file: Path | None) -> None:
+    """Fail before the load test rather than after it if what it finds out cannot be written."""
     from importlib.util import find_spec
 
-    if find_spec("matplotlib") is None:
+    for file in (json_file, html_file):
+        if file is not None and not file.parent.is_dir():
+            fail(f"there is no folder {file.parent}.", exit_code=2)
+    if (plots is not None or html_file is not None) and find_spec("matplotlib") is None:
         fail("--plots and --html need matplotlib: pip install 'dijiang-serving[plots]'.")

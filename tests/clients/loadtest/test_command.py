@@ -85,6 +85,7 @@ def test_too_many_errors_are_exit_code_1(
         ["--body", "{"],
         ["--endpoint", "embeddings"],
         ["--text", "no-such-file"],
+        ["--json", "no-such-folder/report.json"],
         ["--no-such-flag"],
         ["compare", "a.json"],
     ],

@@ -1,9 +1,13 @@
 """What goes over the wire, and what becomes of requests that fail."""
 
 import asyncio
+import shutil
 import socket
-from collections.abc import AsyncIterator, Callable
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,12 +101,31 @@ def test_failures_are_counted_by_kind(start_fake: StartFake) -> None:
     assert result["latency"]["ttft"]["count"] == 2
 
 
-def test_a_server_that_is_not_there_is_an_error_at_once() -> None:
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """A port that nobody listens on, and that nobody else can take."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        fake = Fake(f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(ServerUnreachableError):
-            fake.load(ONE_USER)
+        yield unused.getsockname()[1]
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once(unused_port: int) -> None:
+    with pytest.raises(ServerUnreachableError):
+        Fake(f"http://127.0.0.1:{unused_port}").load(ONE_USER)
+
+
+def test_a_name_with_several_addresses_is_tried_until_one_answers(quick: Fake) -> None:
+    # The fake server listens on 127.0.0.1 alone; localhost may be ::1 first.
+    by_name = Fake(quick.url.replace("127.0.0.1", "localhost"))
+    assert by_name.load(ONE_USER, num_requests=2)["requests"]["completed"] == 2
+
+
+async def test_a_server_that_went_away_is_counted(unused_port: int) -> None:
+    address = parse_address(f"http://127.0.0.1:{unused_port}")
+    sender = Sender(await open_pool(address), Recorder(), timeout_seconds=5.0, keep_text=False)
+    record = RequestRecord(0, 0, 4, intended=0.0)
+    await sender.send(b"GET / HTTP/1.1\r\n\r\n", record)
+    assert record.error == "refused"
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://", "http://h:x"])
@@ -122,7 +145,9 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
 
 @asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[tuple[Callable[..., Any], RequestRecord]]:
+async def serving(
+    answer: Answer, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[Callable[..., Any], RequestRecord]]:
     """A server made of one function, and what sends it a request."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -131,9 +156,9 @@ async def serving(answer: Answer) -> AsyncIterator[tuple[Callable[..., Any], Req
         finally:
             writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
-        address = parse_address(f"http://127.0.0.1:{port}")
+        address = parse_address(f"{'https' if tls else 'http'}://127.0.0.1:{port}")
         pool = await open_pool(address)
         sender = Sender(pool, Recorder(), timeout_seconds=5.0, keep_text=True)
         request = RequestBuilder(address, "chat", "m", {}, "a-key").build("", ["hi"], 4)
@@ -180,6 +205,41 @@ async def test_the_key_is_sent() -> None:
     async with serving(answer) as (send, _):
         await send()
     assert b"\r\nAuthorization: Bearer a-key\r\n" in seen[0]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, signed by itself, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    files = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    make = f"{openssl} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    subject = ["-subj", "/CN=fake", "-addext", "subjectAltName=IP:127.0.0.1"]
+    names = ["-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run([*make.split(), *subject, *names], check=True, capture_output=True)
+    return files
+
+
+@pytest.mark.parametrize(("is_trusted", "kind"), [(True, None), (False, "connect")])
+async def test_https_is_spoken_with_those_whose_certificate_is_trusted(
+    certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    is_trusted: bool,
+    kind: str | None,
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(response(EVENT + DONE))
+        await writer.drain()
+
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(*certificate)
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with serving(answer, tls) as (send, record):
+        assert await send() == ("a" if is_trusted else "")
+        assert record.error == kind
 
 
 @pytest.mark.parametrize(
