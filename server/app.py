@@ -16,7 +16,16 @@ from server.errors import error_response, http_error_response
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddleware, record_of
-from server.routes import chat, completions, health, metrics, models, playground
+from server.routes import (
+    chat,
+    completions,
+    health,
+    metrics,
+    models,
+    openapi,
+    playground,
+    tokens,
+)
 from server.served_model import ServedModel
 from server.version import VERSION
 
@@ -24,8 +33,10 @@ ROUTERS = (
     chat.router,
     completions.router,
     models.router,
+    tokens.router,
     health.router,
     metrics.router,
+    openapi.router,
     playground.router,
 )
 

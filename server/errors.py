@@ -91,6 +91,12 @@ class ErrorBody(msgspec.Struct, frozen=True):
     code: str | None
 
 
+class ErrorResponse(msgspec.Struct, frozen=True):
+    """The body of every error."""
+
+    error: ErrorBody
+
+
 # The first class that matches wins: the more specific stands first.
 OPENAI_ERRORS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (AuthenticationError, 401, "invalid_request_error", "invalid_api_key"),
@@ -130,7 +136,7 @@ def describe(exc: Exception, request_id: str) -> tuple[int, ErrorBody]:
 
 def encode_error(body: ErrorBody) -> bytes:
     """The JSON of an error response, and of the last event of a stream that failed."""
-    return msgspec.json.encode({"error": body})
+    return msgspec.json.encode(ErrorResponse(body))
 
 
 def error_response(exc: Exception, request_id: str) -> Response:

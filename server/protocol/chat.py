@@ -54,10 +54,27 @@ class ChatMessage(RequestModel):
         return "".join(part.text or "" for part in self.content)
 
 
-class Conversation(RequestModel):
-    """Messages, and how the chat template makes a prompt of them."""
+Messages = Annotated[list[ChatMessage], Field(fail_fast=True)]
 
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True)]
+
+def plain_messages(messages: list[ChatMessage], *, max_messages: int) -> list[dict[str, str]]:
+    """The messages as a chat template reads them."""
+    if not 1 <= len(messages) <= max_messages:
+        raise InvalidRequestError(
+            f"messages must hold 1 to {max_messages} messages.", param="messages"
+        )
+    plain = []
+    for i, message in enumerate(messages):
+        entry = {"role": message.role, "content": message.text(f"messages[{i}]")}
+        if message.name is not None:
+            entry["name"] = message.name
+        plain.append(entry)
+    return plain
+
+
+class TemplateFields(RequestModel):
+    """How the chat template makes a prompt of messages."""
+
     add_generation_prompt: bool | None = None
     """End the prompt where an answer begins. Default: true, unless the last message goes on."""
     continue_final_message: bool | None = None
@@ -89,24 +106,11 @@ class Conversation(RequestModel):
             variables=variables,
         )
 
-    def conversation(self, *, max_messages: int) -> list[dict[str, str]]:
-        """The messages as a chat template reads them."""
-        if not 1 <= len(self.messages) <= max_messages:
-            raise InvalidRequestError(
-                f"messages must hold 1 to {max_messages} messages.", param="messages"
-            )
-        conversation = []
-        for i, message in enumerate(self.messages):
-            entry = {"role": message.role, "content": message.text(f"messages[{i}]")}
-            if message.name is not None:
-                entry["name"] = message.name
-            conversation.append(entry)
-        return conversation
 
-
-class ChatCompletionRequest(Conversation, GenerationRequest):
+class ChatCompletionRequest(TemplateFields, GenerationRequest):
     """Answer the last of some messages."""
 
+    messages: Messages
     max_completion_tokens: int | None = None
     """Newer name of `max_tokens`; wins over it."""
     logprobs: bool | None = None

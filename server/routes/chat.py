@@ -9,6 +9,7 @@ from starlette.responses import Response
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
 from server.bad_words import tokenize_words
+from server.chat_template import PromptOptions
 from server.context import ContextDep, ServerContext
 from server.generation import Choice, Generation, make_requests
 from server.protocol.chat import (
@@ -19,7 +20,8 @@ from server.protocol.chat import (
     ChatCompletionChunk,
     ChatCompletionRequest,
     ChatDelta,
-    Conversation,
+    ChatMessage,
+    plain_messages,
 )
 from server.protocol.common import MaybeUsage
 from server.protocol.logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
@@ -67,7 +69,7 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
 
 async def read_prompt(body: ChatCompletionRequest, context: ServerContext) -> tuple[int, ...]:
     """The prompt's tokens, as many as are wanted of them."""
-    token_ids = await read_conversation(body, context)
+    token_ids = await read_messages(body.messages, body.prompt_options(), context)
     max_model_len = context.engine.info.max_model_len
     max_tokens = body.token_limit
     if max_tokens is None:
@@ -76,16 +78,18 @@ async def read_prompt(body: ChatCompletionRequest, context: ServerContext) -> tu
     return tuple(kept)
 
 
-async def read_conversation(body: Conversation, context: ServerContext) -> list[int]:
+async def read_messages(
+    messages: list[ChatMessage], options: PromptOptions, context: ServerContext
+) -> list[int]:
     """A conversation's tokens, through the model's chat template."""
-    conversation = body.conversation(max_messages=context.config.max_messages)
+    conversation = plain_messages(messages, max_messages=context.config.max_messages)
     num_chars = sum(len(message["content"]) for message in conversation)
     max_chars = MAX_CHARS_PER_TOKEN * context.engine.info.max_model_len
     token_ids = await off_loop(
         num_chars,
         context.model.template.encode,
         conversation,
-        body.prompt_options(),
+        options,
         max_chars=max_chars,
     )
     if not token_ids:

@@ -318,7 +318,7 @@ async def test_nothing_of_the_request_is_echoed(
         ("DELETE", CHAT, 405, "method_not_allowed"),
         ("GET", "/v1/models/other", 404, "model_not_found"),
         ("GET", "/docs", 404, "not_found"),
-        ("GET", "/openapi.json", 404, "not_found"),
+        ("GET", "/tokenize", 405, "method_not_allowed"),
     ],
 )
 async def test_what_the_router_refuses_has_the_same_form(

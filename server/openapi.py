@@ -1,0 +1,210 @@
+"""The OpenAPI document, made from the types that requests are read with and answers are made of.
+
+The routes read bodies themselves, so FastAPI knows nothing of them; `OPERATIONS` does. A test holds
+it against the routes and against real answers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+from pydantic import BaseModel
+
+from server.errors import ErrorResponse
+from server.middleware import PUBLIC_PATHS
+from server.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from server.protocol.completions import Completion, CompletionRequest
+from server.protocol.models import ModelCard, ModelList
+from server.protocol.status import Load, Status, Version
+from server.protocol.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+
+REF: Final = "#/components/schemas/{}"
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path."""
+
+    method: str
+    path: str
+    summary: str
+    request: type[BaseModel] | None = None
+    answer: type[msgspec.Struct] | str | None = None
+    """What a 200 holds: a type of ours, a media type, or nothing."""
+    chunk: type[msgspec.Struct] | None = None
+    """What each event holds where the answer may be a stream."""
+    errors: tuple[int, ...] = (401,)
+    unready: type[msgspec.Struct] | None = None
+    """What a 503 holds where it is no error, but what was asked for."""
+
+
+_READ = (400, 401, 404, 413, 415, 503)
+_GENERATE = (*_READ, 429, 500, 504)
+
+OPERATIONS: Final = (
+    Operation(
+        method="post",
+        path="/v1/completions",
+        summary="Continue prompts.",
+        request=CompletionRequest,
+        answer=Completion,
+        chunk=Completion,
+        errors=_GENERATE,
+    ),
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        summary="Answer a conversation.",
+        request=ChatCompletionRequest,
+        answer=ChatCompletion,
+        chunk=ChatCompletionChunk,
+        errors=_GENERATE,
+    ),
+    Operation(method="get", path="/v1/models", summary="List the model.", answer=ModelList),
+    Operation(
+        method="get",
+        path="/v1/models/{name}",
+        summary="Describe the model under one of its names.",
+        answer=ModelCard,
+        errors=(401, 404),
+    ),
+    Operation(
+        method="post",
+        path="/tokenize",
+        summary="Tell the tokens of a text or of a conversation.",
+        request=TokenizeRequest,
+        answer=TokenizeResponse,
+        errors=_READ,
+    ),
+    Operation(
+        method="post",
+        path="/detokenize",
+        summary="Tell the text of tokens.",
+        request=DetokenizeRequest,
+        answer=DetokenizeResponse,
+        errors=_READ,
+    ),
+    Operation(method="get", path="/load", summary="Tell how much runs and waits.", answer=Load),
+    Operation(method="get", path="/version", summary="Tell the version.", answer=Version),
+    Operation(method="get", path="/metrics", summary="Tell the metrics.", answer="text/plain"),
+    Operation(
+        method="get", path="/openapi.json", summary="This document.", answer="application/json"
+    ),
+    Operation(
+        method="get",
+        path="/livez",
+        summary="200 while the event loop runs.",
+        answer=Status,
+        errors=(),
+    ),
+    Operation(
+        method="get",
+        path="/readyz",
+        summary="200 while new requests are welcome.",
+        answer=Status,
+        errors=(),
+        unready=Status,
+    ),
+    Operation(
+        method="get",
+        path="/health",
+        summary="200 while the engine lives, 503 otherwise; without a body.",
+        errors=(503,),
+    ),
+    Operation(method="get", path="/", summary="The playground.", answer="text/html", errors=()),
+)
+
+
+def build_document(version: str, *, has_playground: bool, needs_key: bool) -> Schema:
+    """The document of one server."""
+    operations = [o for o in OPERATIONS if has_playground or o.path != "/"]
+    document: Schema = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "DiJiang",
+            "version": version,
+            "description": "The OpenAI API for DiJiang models, with vLLM's extensions.",
+        },
+        "paths": {},
+        "components": {"schemas": _components(operations)},
+    }
+    if needs_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for operation in operations:
+        entry = _describe(operation)
+        if needs_key and operation.path not in PUBLIC_PATHS:
+            entry["security"] = [{"key": []}]
+        document["paths"].setdefault(operation.path, {})[operation.method] = entry
+    return document
+
+
+def _describe(operation: Operation) -> Schema:
+    entry: Schema = {"summary": operation.summary, "responses": _responses(operation)}
+    entry["operationId"] = f"{operation.method} {operation.path}"
+    if "{name}" in operation.path:
+        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        entry["parameters"] = [name]
+    if operation.request is not None:
+        entry["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _ref(operation.request)}},
+        }
+    return entry
+
+
+def _responses(operation: Operation) -> Schema:
+    content: Schema = {}
+    if isinstance(operation.answer, str):
+        content[operation.answer] = {}
+    elif operation.answer is not None:
+        content["application/json"] = {"schema": _ref(operation.answer)}
+    if operation.chunk is not None:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": "With `stream`: events `data: {…}`, each a "
+                f"{operation.chunk.__name__}, and `data: [DONE]` after the last.",
+            }
+        }
+    answer: Schema = {"description": "OK"}
+    responses = {"200": {**answer, "content": content} if content else answer}
+    error: Schema = {"content": {"application/json": {"schema": _ref(ErrorResponse)}}}
+    for status in sorted(operation.errors):
+        # What answers nothing tells nothing of its failure either.
+        body = {} if operation.answer is None else error
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, **body}
+    if operation.unready is not None:
+        responses["503"] = {
+            "description": "Not now",
+            "content": {"application/json": {"schema": _ref(operation.unready)}},
+        }
+    return responses
+
+
+def _components(operations: Iterable[Operation]) -> Schema:
+    answers: set[type[msgspec.Struct]] = {ErrorResponse}
+    schemas: Schema = {}
+    for operation in operations:
+        for kind in (operation.answer, operation.chunk, operation.unready):
+            if isinstance(kind, type):
+                answers.add(kind)
+        if operation.request is not None:
+            schema = operation.request.model_json_schema(ref_template=REF.format("{model}"))
+            schemas |= schema.pop("$defs", {})
+            schemas[operation.request.__name__] = schema
+    by_name = sorted(answers, key=lambda kind: kind.__name__)
+    _, components = msgspec.json.schema_components(by_name, ref_template=REF.format("{name}"))
+    return {**schemas, **components}
+
+
+def _ref(kind: type) -> Schema:
+    return {"$ref": REF.format(kind.__name__)}
