@@ -17,6 +17,8 @@ def print_summary(
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("Ready", f"[bold]{url}/v1[/bold]")
+    if config.playground:
+        table.add_row("Playground", f"{url}/")
     table.add_row(
         "Model",
         f"{', '.join(names)}: {info.family}, {quantity(info.num_parameters)} parameters, "

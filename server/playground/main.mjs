@@ -191,15 +191,12 @@ class Playground {
 
   async #copyCurl(exchange) {
     const command = curlCommand(location.origin, exchange.request, this.#key !== "");
-    const sheet = byId("curl");
-    sheet.querySelector("pre").textContent = command;
-    try {
-      await navigator.clipboard.writeText(command);
-      this.#announce("Copied.");
-    } catch {
-      // Only pages from this machine or over TLS may write to the clipboard.
-    }
-    sheet.showModal();
+    // Only a page from this machine or over TLS may write to the clipboard: so it is shown as well.
+    const copying = navigator.clipboard?.writeText(command) ?? Promise.reject();
+    const isCopied = await copying.then(() => true, () => false);
+    byId("curl-title").textContent = isCopied ? "Copied: the same request, as curl" : "The same request, as curl";
+    byId("curl").querySelector("pre").textContent = command;
+    byId("curl").showModal();
   }
 
   #setRunning(running) {
