@@ -12,7 +12,7 @@ from clients.loadtest.errors import LoadTestError
 from clients.loadtest.report import server_name
 from clients.loadtest.table import METRIC_NAMES, milliseconds
 
-NOTABLE_CHANGE = 0.05
+NOTABLE_CHANGE = 0.1
 """Smaller changes are not coloured: two runs of one server differ by as much."""
 
 

@@ -104,7 +104,7 @@ def latency_figure(report: Mapping[str, Any], lines: Sequence[Line]) -> "Figure"
             use_log_scale(ax)
         else:
             ax.set_xlim(left=0)
-    axes[0].legend(loc="lower right")
+    place_legend_below(figure, axes[0])
     return figure
 
 
@@ -134,7 +134,7 @@ def timeline_figure(report: Mapping[str, Any], lines: Sequence[Line]) -> "Figure
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
         shade_the_rest(ax, report["options"])
-    place_legend_above(axes[0])
+    place_legend_below(figure, axes[1])
     return figure
 
 
@@ -149,9 +149,12 @@ def shade_the_rest(ax: "Axes", options: Mapping[str, Any]) -> None:
     ax.set_xlim(0, end)
 
 
-def place_legend_above(ax: "Axes") -> None:
-    look: Any = {"frameon": False, "fontsize": 9, "borderaxespad": 0.2}
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, **look)
+def place_legend_below(figure: "Figure", ax: "Axes") -> None:
+    """One legend for all axes, where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    longest = max(map(len, labels), default=1)
+    columns = max(1, min(len(labels), 110 // (longest + 8)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def sweep_figure(report: Mapping[str, Any]) -> "Figure":
@@ -168,7 +171,7 @@ def sweep_figure(report: Mapping[str, Any]) -> "Figure":
                 label = f"{prefix}{statistic}"
                 draw_points(ax, known, colour, style, label)
         rates = [(r["load"]["value"], r["throughput"]["output_tokens_per_second"]) for r in runs]
-        draw_points(axes[3], rates, COLOURS[0], style, f"{prefix}output tokens/s")
+        draw_points(axes[3], rates, COLOURS[7], style, f"{prefix}output tokens/s")
     for ax, metric in zip(axes, ("ttft", "itl", "e2e"), strict=False):
         draw_target(ax, report, metric, ax.axhline)
         label_axes(ax, load_label(report), f"{LONG_NAMES[metric]}, ms")
@@ -176,8 +179,8 @@ def sweep_figure(report: Mapping[str, Any]) -> "Figure":
     label_axes(axes[3], load_label(report), "output tokens per second")
     draw_goodput(axes[3], report)
     axes[3].set_ylim(bottom=0)
-    for ax in (axes[0], axes[3]):
-        ax.legend(loc="best")
+    axes[3].legend(loc="best")
+    place_legend_below(figure, axes[0])
     return figure
 
 
@@ -198,16 +201,17 @@ def draw_goodput(ax: "Axes", report: Mapping[str, Any]) -> None:
         runs = sorted(server["runs"], key=lambda run: run["load"]["value"])
         points = [(r["load"]["value"], r["goodput"]["requests_per_second"]) for r in runs]
         style = LINE_STYLES[number % len(LINE_STYLES)]
-        draw_points(right, points, COLOURS[2], style, "goodput")
+        draw_points(right, points, COLOURS[3], style, "goodput")
         # The legend of the left axis speaks for both.
-        ax.plot([], [], color=COLOURS[2], linestyle=style, marker="o", label="goodput (right)")
-    right.set_ylabel("goodput, requests per second", color=COLOURS[2])
+        ax.plot([], [], color=COLOURS[3], linestyle=style, marker="o", label="goodput (right)")
+    right.set_ylabel("goodput, requests per second", color=COLOURS[3])
     right.set_ylim(bottom=0)
 
 
 def draw_target(ax: "Axes", report: Mapping[str, Any], metric: str, draw: Any) -> None:
     if target := report["options"]["targets"].get(metric):
-        draw(1e3 * target, color=TARGET_COLOUR, linewidth=1, linestyle=(0, (4, 3)))
+        look: Any = {"color": TARGET_COLOUR, "linewidth": 1, "linestyle": (0, (4, 3))}
+        draw(1e3 * target, label="target", **look)
 
 
 def load_label(report: Mapping[str, Any]) -> str:
