@@ -99,6 +99,21 @@ def test_prometheus_accepts_the_rules(tmp_path: Path) -> None:
 
 
 @needs_promtool
+def test_prometheus_can_parse_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    dashboard = json.loads(render().one("ConfigMap")["data"]["dijiang.json"])
+    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    rules = [
+        {"record": f"query_{i}", "expr": target["expr"].replace("$__rate_interval", "1m")}
+        for i, target in enumerate(targets)
+    ]
+    assert len(rules) > 50
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", file], capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
 @pytest.mark.parametrize("alert", FIRES)
 def test_the_alert_fires(alert: str, tmp_path: Path) -> None:
     values, moment = FIRES[alert]
