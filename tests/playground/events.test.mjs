@@ -9,8 +9,8 @@ const bytes = (text) => new TextEncoder().encode(text);
 
 const STREAM =
   ': keep-alive\n\ndata: {"text":"a\u00e9\u{1f600}"}\n\ndata: one\ndata:two\n\n' +
-  "event: other\nid: 7\ndata: crlf\r\n\r\ndata: cr\r\rdata\n\n\n\ndata: [DONE]\n\n";
-const EVENTS = ['{"text":"a\u00e9\u{1f600}"}', "one\ntwo", "crlf", "cr", "", "[DONE]"];
+  "event: other\nid: 7\r\ndata: cr\r\ndata: lf\r\n\r\ndata: cr\r\rdata\n\n\n\ndata: [DONE]\n\n";
+const EVENTS = ['{"text":"a\u00e9\u{1f600}"}', "one\ntwo", "cr\nlf", "cr", "", "[DONE]"];
 
 test("an event stream is the same wherever it is cut", () => {
   const whole = bytes(STREAM);
