@@ -66,7 +66,11 @@ class Generator:
         async with asyncio.TaskGroup() as group:
             for index, at in enumerate(offsets, self._first_index):
                 num_measured += at >= self._span.warmup_seconds
-                if at >= self._span.end or self._span.is_too_many(num_measured):
+                if self._span.is_too_many(num_measured):
+                    break
+                if at >= self._span.end:
+                    # The time in which nobody comes any more belongs to the span too.
+                    await asyncio.sleep(self._span.end - self._clock())
                     break
                 # Made before it is time, so that making it costs no lateness.
                 conversation = self._workload.conversation(index)

@@ -125,6 +125,14 @@ def test_warm_up_is_not_measured(start_fake: StartFake) -> None:
     assert result["latency"]["ttft"]["max"] < 0.5
 
 
+def test_a_run_lasts_as_long_as_it_was_asked_to(quick: Fake) -> None:
+    # The last request is sent, and answered, at 0.5 s; the next would have been at 1 s.
+    plan = {"arrivals": "constant", "duration_seconds": 0.9, "num_requests": None}
+    result = quick.load(Load("rate", 2), **plan)
+    assert result["window"]["seconds"] == pytest.approx(0.9)
+    assert result["throughput"]["requests_per_second"] == pytest.approx(2 / 0.9)
+
+
 def test_a_closed_loop_keeps_its_users_busy(start_fake: StartFake) -> None:
     settings = {"ttft_seconds": [0.1], "itl_seconds": [0.02], "num_tokens": 6}
     plan = {"duration_seconds": 1.5, "num_requests": None}
