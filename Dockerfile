@@ -31,7 +31,7 @@ RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX_URL}" python -m pip --python /opt/dijiang
     && /opt/dijiang/bin/python -c "import sys, torch; sys.exit(torch.version.cuda and 'This is the CUDA build of torch. Give --build-arg TORCH_INDEX_URL=<index of the CPU wheels>, or --target cuda.')"
 COPY . .
 RUN python -m pip --python /opt/dijiang/bin/python install --no-deps -c constraints.txt . \
-    && /opt/dijiang/bin/python -I -c "import dijiang_runtime.ops.cpu._kernels" \
+    && /opt/dijiang/bin/python -I -c "import sys; from dijiang_runtime.ops import cpu; sys.exit(None if cpu.is_available() else 'The kernels were not built.')" \
     && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include
 
 
