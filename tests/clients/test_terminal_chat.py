@@ -176,6 +176,27 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     assert terminal.wait_for_exit() == 0
 
 
+def test_ctrl_c_is_noticed_even_if_it_comes_just_before_a_wait() -> None:
+    # The signal is raised and the wait begins inside one call of C code: Python, which looks for
+    # signals between its own instructions, has no chance to see it before the wait is over.
+    script = """
+import ctypes, operator, signal, socket
+from functools import partial
+from clients.chat import prompt_interrupts
+ours, theirs = socket.socketpair()
+interrupt = partial(ctypes.PyDLL(None)["raise"], int(signal.SIGINT))
+try:
+    with prompt_interrupts():
+        list(map(operator.call, (interrupt, partial(ours.recv, 1))))
+except KeyboardInterrupt:
+    print("noticed")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+    )
+    assert result.stdout == "noticed\n"
+
+
 def test_ctrl_c_at_the_prompt_drops_the_line(
     open_terminal: Callable[..., Terminal], fake_server: Any
 ) -> None:
