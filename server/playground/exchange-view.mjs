@@ -23,7 +23,11 @@ export class ExchangeView {
     this.#exchange = exchange;
     this.#prompt = make("span", { className: "typed" }, exchange.prompt);
     this.#answer = make("span", { className: "answer" });
-    this.element = make("article", { className: `exchange ${exchange.mode}` }, ...this.#turns(model));
+    this.element = make(
+      "article",
+      { className: `exchange ${exchange.mode}` },
+      ...this.#turns(model),
+    );
     this.element.setAttribute("aria-label", exchange.mode === "chat" ? "Exchange" : "Completion");
   }
 
@@ -71,7 +75,8 @@ export class ExchangeView {
   showFigures(stopwatch, ending = null) {
     const figures = [];
     const rate = stopwatch.tokensPerSecond;
-    if (stopwatch.firstTokenMs !== null) figures.push(`${formatMs(stopwatch.firstTokenMs)} to first`);
+    if (stopwatch.firstTokenMs !== null)
+      figures.push(`${formatMs(stopwatch.firstTokenMs)} to first`);
     if (rate !== null) figures.push(`${formatRate(rate)} tokens/s`);
     if (stopwatch.numTokens) figures.push(`${stopwatch.numTokens} tokens`);
     if (ending) figures.push(ENDINGS[ending] ?? ending);
@@ -97,6 +102,11 @@ export class ExchangeView {
 }
 
 function turn(who, content, figures = "") {
-  const margin = make("div", { className: "margin" }, make("div", { className: "who" }, who), figures);
+  const margin = make(
+    "div",
+    { className: "margin" },
+    make("div", { className: "who" }, who),
+    figures,
+  );
   return make("div", { className: "turn" }, margin, make("div", {}, ...content));
 }

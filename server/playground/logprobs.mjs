@@ -31,8 +31,8 @@ function bytesOf(token) {
 }
 
 /**
- * Cuts the text of an answer where its tokens end. The text is right whatever happens: a stop may cut
- * a token short, and text that might have been a stop comes later than its tokens.
+ * Cuts the text of an answer where its tokens end. The text is right whatever happens: a stop may
+ * cut a token short, and text that might have been a stop comes later than its tokens.
  */
 export class TokenCutter {
   #utf8 = new TextDecoder();

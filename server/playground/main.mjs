@@ -1,18 +1,28 @@
 // The page itself: what happens when something is typed, pressed or heard from the server.
 
 import { Exchange, messagesFor } from "./conversation.mjs";
-import { byId, makeAction } from "./dom.mjs";
+import { byId } from "./dom.mjs";
 import { ExchangeView } from "./exchange-view.mjs";
-import { formatBytes, knowsMemory } from "./memory.mjs";
+import { knowsMemory } from "./memory.mjs";
 import { MemoryChart } from "./memory-chart.mjs";
 import { EnginePanel, Monitor } from "./monitor.mjs";
-import { chatRequest, completionRequest, curlCommand, keyHeaders, streamAnswer } from "./requests.mjs";
-import { openInstruments, pointAt, prepareSettings, showModels, typedParameters } from "./settings.mjs";
+import { offerOpeners, showCost } from "./opening.mjs";
+import {
+  chatRequest,
+  completionRequest,
+  curlCommand,
+  keyHeaders,
+  streamAnswer,
+} from "./requests.mjs";
+import {
+  openInstruments,
+  pointAt,
+  prepareSettings,
+  showModels,
+  typedParameters,
+} from "./settings.mjs";
 import { Stopwatch } from "./stopwatch.mjs";
-
-const OPENERS = ["Once upon a time", "One day, a little girl found a key", "The old robot woke up and said"];
-/** Closer to the end than this, the transcript follows what is written. */
-const FOLLOW_PIXELS = 80;
+import { announce, keepAtEnd, scrollToEnd, showCommand } from "./transcript.mjs";
 
 class Playground {
   #exchanges = [];
@@ -26,13 +36,7 @@ class Playground {
 
   constructor() {
     prepareSettings();
-    byId("opening").querySelector(".openers").append(
-      ...OPENERS.map((text) => {
-        const item = document.createElement("li");
-        item.append(makeAction(text, () => this.#ask(text)));
-        return item;
-      }),
-    );
+    offerOpeners((text) => this.#ask(text));
     byId("composer").addEventListener("submit", (event) => this.#onSubmit(event));
     byId("prompt").addEventListener("keydown", (event) => this.#onKey(event));
     byId("new").addEventListener("click", () => this.#clear());
@@ -82,6 +86,7 @@ class Playground {
 
   #clear() {
     this.#running?.abort();
+    this.#setRunning(null);
     this.#exchanges = [];
     for (const view of this.#views.values()) view.element.remove();
     this.#views.clear();
@@ -150,7 +155,10 @@ class Playground {
       if (failure) view.fail(failure);
     });
     if (failure) this.#onFailure(failure);
-    else this.#announce(ending === "stopped" ? "Stopped." : `Answer complete, ${stopwatch.numTokens} tokens.`);
+    else
+      announce(
+        ending === "stopped" ? "Stopped." : `Answer complete, ${stopwatch.numTokens} tokens.`,
+      );
   }
 
   /** Write down the answer as it arrives. Returns why it ended. */
@@ -174,7 +182,7 @@ class Playground {
   #actionsFor(exchange) {
     const actions = [
       ["Regenerate", () => this.#again(exchange)],
-      ["Copy as curl", () => this.#copyCurl(exchange)],
+      ["Copy as curl", () => this.#showCurl(exchange)],
     ];
     if (exchange.mode === "completion" && exchange.answer) {
       actions.unshift(["Continue", () => this.#goOn(exchange)]);
@@ -183,20 +191,14 @@ class Playground {
   }
 
   #onFailure(error) {
-    this.#announce(error.message);
+    announce(error.message);
     if (error.status === 401) pointAt("key");
     else if (!(error.param && pointAt(error.param))) byId("prompt").focus();
     if (error.code === "connection_lost") this.#monitor.readNow();
   }
 
-  async #copyCurl(exchange) {
-    const command = curlCommand(location.origin, exchange.request, this.#key !== "");
-    // Only a page from this machine or over TLS may write to the clipboard: so it is shown as well.
-    const copying = navigator.clipboard?.writeText(command) ?? Promise.reject();
-    const isCopied = await copying.then(() => true, () => false);
-    byId("curl-title").textContent = isCopied ? "Copied: the same request, as curl" : "The same request, as curl";
-    byId("curl").querySelector("pre").textContent = command;
-    byId("curl").showModal();
+  #showCurl(exchange) {
+    showCommand(curlCommand(location.origin, exchange.request, this.#key !== ""));
   }
 
   #setRunning(running) {
@@ -204,13 +206,12 @@ class Playground {
     const button = byId("send");
     button.textContent = running ? "Stop" : "Send";
     button.classList.toggle("stops", running !== null);
-    if (!running && (document.activeElement === document.body || document.activeElement === button)) {
+    if (
+      !running &&
+      (document.activeElement === document.body || document.activeElement === button)
+    ) {
       byId("prompt").focus();
     }
-  }
-
-  #announce(text) {
-    byId("announcement").textContent = text;
   }
 
   #onReading(engine, status) {
@@ -225,10 +226,7 @@ class Playground {
     this.#engine.show(engine);
     if (engine && knowsMemory(engine)) {
       this.#chart.setFacts(engine);
-      byId("opening-figure").textContent = formatBytes(engine.stateBytes);
-      byId("opening-claim").textContent =
-        "is all the memory that a conversation takes here, however long it grows. The Transformer it " +
-        `came from would need another ${formatBytes(engine.parentBytesPerToken)} for every token.`;
+      showCost(engine);
     }
   }
 
@@ -238,21 +236,11 @@ class Playground {
   }
 
   async #loadModels() {
-    const response = await fetch("/v1/models", { headers: keyHeaders(this.#key) }).catch(() => null);
+    const response = await fetch("/v1/models", { headers: keyHeaders(this.#key) }).catch(
+      () => null,
+    );
     if (response?.ok) showModels((await response.json()).data.map(({ id }) => id));
   }
-}
-
-function scrollToEnd() {
-  byId("transcript").scrollTop = byId("transcript").scrollHeight;
-}
-
-/** Make a change to the transcript. Who reads its end goes on reading its end. */
-function keepAtEnd(change) {
-  const { scrollTop, scrollHeight, clientHeight } = byId("transcript");
-  const isAtEnd = scrollHeight - scrollTop - clientHeight < FOLLOW_PIXELS;
-  change();
-  if (isAtEnd) scrollToEnd();
 }
 
 new Playground();

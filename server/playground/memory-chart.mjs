@@ -2,7 +2,12 @@
 
 import { byId, makeSvg, setAttributes } from "./dom.mjs";
 import {
-  axisTokens, breakEvenTokens, formatBytes, formatCount, formatRatio, knowsMemory,
+  axisTokens,
+  breakEvenTokens,
+  formatBytes,
+  formatCount,
+  formatRatio,
+  knowsMemory,
 } from "./memory.mjs";
 
 const WIDTH = 320;
@@ -49,7 +54,8 @@ export class MemoryChart {
 
 function describeMemory(tokens, kvBytes, facts) {
   const even = breakEvenTokens(facts);
-  if (tokens < even) return `The state stays as it is. From ${formatCount(even)} tokens on it is the smaller one.`;
+  if (tokens < even)
+    return `The state stays as it is. From ${formatCount(even)} tokens on it is the smaller one.`;
   return `The KV cache of the parent would be ${formatRatio(kvBytes, facts.stateBytes)} the state by now.`;
 }
 
@@ -63,7 +69,11 @@ function shapes(tokens, facts) {
   const kvEnd = y(end * facts.parentBytesPerToken);
   const state = y(facts.stateBytes);
   const ahead = makeSvg("path", { class: "kv ahead", d: `M${here} ${kv}L${WIDTH} ${kvEnd}` });
-  const endLabel = makeSvg("text", { x: WIDTH, y: BOTTOM + 14, "text-anchor": "end" }, `${formatCount(end)} tokens`);
+  const endLabel = makeSvg(
+    "text",
+    { x: WIDTH, y: BOTTOM + 14, "text-anchor": "end" },
+    `${formatCount(end)} tokens`,
+  );
   const labels = [
     makeSvg("text", { x: WIDTH, y: kvEnd - 7, "text-anchor": "end" }, "KV cache of the parent"),
     makeSvg("text", { class: "state-name", x: WIDTH, y: state - 6, "text-anchor": "end" }, "state"),
@@ -78,7 +88,13 @@ function shapes(tokens, facts) {
     makeSvg("line", { class: "state", x1: 0, x2: WIDTH, y1: state, y2: state }),
   ];
   if (!tokens) return [...lines, ...labels];
-  const hairline = makeSvg("line", { class: "here", x1: here, x2: here, y1: BOTTOM, y2: Math.min(kv, state) });
+  const hairline = makeSvg("line", {
+    class: "here",
+    x1: here,
+    x2: here,
+    y1: BOTTOM,
+    y2: Math.min(kv, state),
+  });
   const dots = [kv, state].map((cy) => makeSvg("circle", { class: "dot", cx: here, cy, r: 3.5 }));
   setAttributes(dots[1], { class: "dot of-state" });
   return [...lines, hairline, ...labels, ...dots];

@@ -1,5 +1,5 @@
-// One sequence's recurrent state beside the KV cache of a Transformer of the same shape. `facts` are
-// the engine's: stateBytes, and parentBytesPerToken.
+// One sequence's recurrent state beside the KV cache of a Transformer of the same shape. `facts`
+// are the engine's: stateBytes, and parentBytesPerToken.
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 

@@ -5,7 +5,7 @@ export function parseMetrics(text) {
   const totals = new Map();
   for (const line of text.split("\n")) {
     if (!line.startsWith("dijiang_")) continue;
-    // A label may hold spaces and braces, so the name is read from one end, the value from the other.
+    // A label may hold spaces and braces: the name is read from one end, the value from the other.
     const name = /^\w+/.exec(line)[0];
     const value = Number(line.slice(line.lastIndexOf(" ") + 1));
     totals.set(name, (totals.get(name) ?? 0) + value);

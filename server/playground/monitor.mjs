@@ -44,7 +44,8 @@ export class Monitor {
     const key = this.#key;
     try {
       const response = await fetch("/metrics", { headers: keyHeaders(key), cache: "no-store" });
-      if (response.status === 401) return key === this.#key ? [null, "key needed"] : [null, "connecting"];
+      if (response.status === 401)
+        return key === this.#key ? [null, "key needed"] : [null, "connecting"];
       if (!response.ok) return [null, "unreachable"];
       const engine = readEngine(await response.text());
       return [engine, engine.isReady ? "ready" : "loading"];
@@ -61,7 +62,8 @@ export class EnginePanel {
 
   show(engine) {
     if (!engine) {
-      for (const id of ["engine-running", "engine-waiting", "engine-rate"]) byId(id).textContent = "–";
+      for (const id of ["engine-running", "engine-waiting", "engine-rate"])
+        byId(id).textContent = "–";
       return;
     }
     const rate = this.#meter.read(performance.now() / 1000, engine.generationTokens);
@@ -98,6 +100,8 @@ function showSlots(element, used, total) {
 function sparkline(rates) {
   const top = Math.max(1, ...rates);
   const x = (i) => (320 * (HISTORY - rates.length + i)) / (HISTORY - 1);
-  const points = rates.map((rate, i) => `${x(i).toFixed(1)} ${(35 - (32 * rate) / top).toFixed(1)}`);
+  const points = rates.map(
+    (rate, i) => `${x(i).toFixed(1)} ${(35 - (32 * rate) / top).toFixed(1)}`,
+  );
   return `M${x(0).toFixed(1)} 36L${points.join("L")}L320 36`;
 }

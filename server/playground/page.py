@@ -23,6 +23,8 @@ SCRIPTS = (
     "memory-chart",
     "monitor",
     "settings",
+    "transcript",
+    "opening",
     "main",
 )
 """The modules, each after those that it imports."""

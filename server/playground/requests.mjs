@@ -19,14 +19,23 @@ export class ServerError extends Error {
 /** A request that continues a text. */
 export function completionRequest(model, prompt, parameters, wantsLogprobs) {
   const logprobs = wantsLogprobs ? { logprobs: NUM_ALTERNATIVES } : {};
-  return { path: "/v1/completions", body: { model, prompt, ...parameters, ...logprobs, ...STREAMING } };
+  return {
+    path: "/v1/completions",
+    body: { model, prompt, ...parameters, ...logprobs, ...STREAMING },
+  };
 }
 
 /** A request that answers a conversation. An empty system message is none. */
 export function chatRequest(model, system, messages, parameters, wantsLogprobs) {
   const first = system ? [{ role: "system", content: system }] : [];
   const logprobs = wantsLogprobs ? { logprobs: true, top_logprobs: NUM_ALTERNATIVES } : {};
-  const body = { model, messages: [...first, ...messages], ...parameters, ...logprobs, ...STREAMING };
+  const body = {
+    model,
+    messages: [...first, ...messages],
+    ...parameters,
+    ...logprobs,
+    ...STREAMING,
+  };
   return { path: "/v1/chat/completions", body };
 }
 

@@ -8,12 +8,20 @@ const THEMES = ["auto", "light", "dark"];
 /** Draw the parameters' fields, and the buttons that change only how the page looks. */
 export function prepareSettings() {
   for (const { name, min, max, step, initial = "", hint } of PARAMETERS) {
-    const input = make("input", { id: name, type: "number", value: initial, placeholder: "default", title: hint });
+    const input = make("input", {
+      id: name,
+      type: "number",
+      value: initial,
+      placeholder: "default",
+      title: hint,
+    });
     Object.assign(input, { min: min ?? "", max: max ?? "", step });
     input.inputMode = step < 1 ? "decimal" : "numeric";
     byId("parameters").append(make("label", { htmlFor: name, title: hint }, name), input);
   }
-  byId("instruments").addEventListener("input", ({ target }) => target.removeAttribute("aria-invalid"));
+  byId("instruments").addEventListener("input", ({ target }) =>
+    target.removeAttribute("aria-invalid"),
+  );
   byId("theme").addEventListener("click", changeTheme);
   byId("instruments-button").addEventListener("click", () => {
     openInstruments(!byId("instruments").classList.contains("open"));

@@ -40,7 +40,9 @@ export class Stopwatch {
 
 export function formatMs(milliseconds) {
   if (milliseconds >= 9950) return `${Math.round(milliseconds / 1000)} s`;
-  return milliseconds >= 995 ? `${(milliseconds / 1000).toFixed(1)} s` : `${Math.round(milliseconds)} ms`;
+  return milliseconds >= 995
+    ? `${(milliseconds / 1000).toFixed(1)} s`
+    : `${Math.round(milliseconds)} ms`;
 }
 
 export function formatRate(rate) {

@@ -1,9 +1,9 @@
-// An answer whose tokens can be looked at: coloured by surprise, with what else they might have been.
+// An answer whose tokens can be looked at: how likely each was, and what else it might have been.
 
 import { byId, make } from "./dom.mjs";
 import { formatProbability, rankTokens, surprise } from "./logprobs.mjs";
 
-/** Shows the pieces of one answer. Arrow keys walk through the tokens, Escape leaves the last one. */
+/** Shows the pieces of one answer. Arrow keys walk through its tokens. */
 export class TokenText {
   #element;
   #tip = byId("token-tip");

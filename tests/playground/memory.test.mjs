@@ -2,7 +2,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import {
-  axisTokens, breakEvenTokens, formatBytes, formatRatio, knowsMemory, roundUp,
+  axisTokens,
+  breakEvenTokens,
+  formatBytes,
+  formatRatio,
+  knowsMemory,
+  roundUp,
 } from "../../server/playground/memory.mjs";
 import { RateMeter, parseMetrics, readEngine } from "../../server/playground/metrics.mjs";
 import { Stopwatch, formatMs, formatRate } from "../../server/playground/stopwatch.mjs";
@@ -36,7 +41,12 @@ test("sizes have three digits", () => {
 });
 
 test("a ratio says how many times as much", () => {
-  const ratios = [[1, 4], [4, 4], [50, 4], [1_234_567, 1]].map(([kv, state]) => formatRatio(kv, state));
+  const ratios = [
+    [1, 4],
+    [4, 4],
+    [50, 4],
+    [1_234_567, 1],
+  ].map(([kv, state]) => formatRatio(kv, state));
   assert.deepEqual(ratios, ["0.25\u00d7", "1.0\u00d7", "13\u00d7", "1,234,567\u00d7"]);
 });
 

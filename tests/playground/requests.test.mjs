@@ -5,7 +5,12 @@ import { test } from "node:test";
 import { Exchange, messagesFor } from "../../server/playground/conversation.mjs";
 import { ParameterError, readParameters } from "../../server/playground/parameters.mjs";
 import {
-  ServerError, adviceFor, chatRequest, completionRequest, curlCommand, streamAnswer,
+  ServerError,
+  adviceFor,
+  chatRequest,
+  completionRequest,
+  curlCommand,
+  streamAnswer,
 } from "../../server/playground/requests.mjs";
 
 function answering(chunks, { status = 200, headers = {}, fails = false } = {}) {
@@ -37,7 +42,11 @@ const chunk = (text) => event({ choices: [{ text, logprobs: null, finish_reason:
 test("an answer comes in parts, and ends with [DONE]", async () => {
   const last = event({ choices: [{ text: "", finish_reason: "length" }] });
   const usage = event({ choices: [], usage: { completion_tokens: 2, total_tokens: 3 } });
-  const server = answering([chunk("a"), ": keep-alive\n\n" + chunk("b"), last + usage + "data: [DONE]\n\n"]);
+  const server = answering([
+    chunk("a"),
+    ": keep-alive\n\n" + chunk("b"),
+    last + usage + "data: [DONE]\n\n",
+  ]);
   const parts = await read(server, "sk-1");
   assert.equal(parts.map(({ text }) => text).join(""), "ab");
   assert.equal(parts[2].finishReason, "length");
@@ -48,13 +57,22 @@ test("an answer comes in parts, and ends with [DONE]", async () => {
 });
 
 test("a chat's answer is in its deltas", async () => {
-  const server = answering([event({ choices: [{ delta: { role: "assistant" } }] }) +
-    event({ choices: [{ delta: { content: "hi" }, finish_reason: "stop" }] }) + "data: [DONE]\n\n"]);
-  assert.deepEqual((await read(server)).map(({ text }) => text), ["", "hi"]);
+  const server = answering([
+    event({ choices: [{ delta: { role: "assistant" } }] }) +
+      event({ choices: [{ delta: { content: "hi" }, finish_reason: "stop" }] }) +
+      "data: [DONE]\n\n",
+  ]);
+  assert.deepEqual(
+    (await read(server)).map(({ text }) => text),
+    ["", "hi"],
+  );
 });
 
 test("a stream that fails ends with the server's own words", async () => {
-  const server = answering([chunk("a"), event({ error: { message: "It died.", code: "engine_dead" } })]);
+  const server = answering([
+    chunk("a"),
+    event({ error: { message: "It died.", code: "engine_dead" } }),
+  ]);
   await assert.rejects(read(server), { message: "It died.", code: "engine_dead" });
 });
 
@@ -71,7 +89,9 @@ test("a server that is not there is a lost connection", async () => {
 });
 
 test("a refusal keeps its status, its field and when to come back", async () => {
-  const body = JSON.stringify({ error: { message: "Busy.", code: "engine_overloaded", param: null } });
+  const body = JSON.stringify({
+    error: { message: "Busy.", code: "engine_overloaded", param: null },
+  });
   const server = answering([body], { status: 429, headers: { "Retry-After": "7" } });
   const error = await read(server).catch((error) => error);
   assert.ok(error instanceof ServerError);
@@ -81,9 +101,18 @@ test("a refusal keeps its status, its field and when to come back", async () => 
 });
 
 test("every error comes with something to do", () => {
-  const codes = ["connection_lost", "engine_dead", "server_draining", "engine_overloaded",
-    "context_length_exceeded", "numerical_error", "request_failed", null];
-  for (const code of codes) assert.match(adviceFor(new ServerError(500, { message: "", code })), /\.$/);
+  const codes = [
+    "connection_lost",
+    "engine_dead",
+    "server_draining",
+    "engine_overloaded",
+    "context_length_exceeded",
+    "numerical_error",
+    "request_failed",
+    null,
+  ];
+  for (const code of codes)
+    assert.match(adviceFor(new ServerError(500, { message: "", code })), /\.$/);
   assert.match(adviceFor(new ServerError(401, { message: "" })), /key/);
   assert.match(adviceFor(new ServerError(400, { message: "", param: "seed" })), /seed/);
 });
@@ -92,9 +121,14 @@ test("a conversation is sent whole, without what was never answered", () => {
   const [first, failed, last] = ["one", "two", "three"].map((text) => new Exchange("chat", text));
   first.answer = " answer";
   const messages = messagesFor([first, failed, last]);
-  assert.deepEqual(messages.map(({ role, content }) => [role, content]), [
-    ["user", "one"], ["assistant", " answer"], ["user", "three"],
-  ]);
+  assert.deepEqual(
+    messages.map(({ role, content }) => [role, content]),
+    [
+      ["user", "one"],
+      ["assistant", " answer"],
+      ["user", "three"],
+    ],
+  );
   const { body } = chatRequest("m", "Be brief.", messages, { temperature: 0 }, true);
   assert.deepEqual(body.messages[0], { role: "system", content: "Be brief." });
   assert.equal(body.logprobs, true);
@@ -109,9 +143,17 @@ test("a field that is empty is not sent", () => {
 });
 
 test("what is no number is not sent at all", () => {
-  for (const typed of [{ temperature: "?" }, { seed: "1.5" }, { seed: "9007199254740993" }, { top_p: "1e999" }]) {
+  for (const typed of [
+    { temperature: "?" },
+    { seed: "1.5" },
+    { seed: "9007199254740993" },
+    { top_p: "1e999" },
+  ]) {
     const [name] = Object.keys(typed);
-    assert.throws(() => readParameters(typed), (error) => error instanceof ParameterError && error.param === name);
+    assert.throws(
+      () => readParameters(typed),
+      (error) => error instanceof ParameterError && error.param === name,
+    );
   }
 });
 

@@ -94,6 +94,7 @@ def test_a_new_conversation_ends_the_old_one(page: Page, http: httpx.Client) -> 
 
 def test_parameters_are_sent_as_they_are_typed(page: Page) -> None:
     bodies = sent_bodies(page)
+    page.locator("#model option").wait_for(state="attached")
     for name, value in {"temperature": "0", "max_tokens": "7", "seed": "-3", "top_k": "5"}.items():
         page.get_by_label(name, exact=True).fill(value)
     page.locator("#stop").fill("###\n\\n")
@@ -103,6 +104,7 @@ def test_parameters_are_sent_as_they_are_typed(page: Page) -> None:
     [body] = bodies
     expected = {"temperature": 0, "max_tokens": 7, "seed": -3, "top_k": 5, "stop": ["###", "\n"]}
     assert {name: body[name] for name in expected} == expected
+    assert body["model"] == "tiny" and body["stream"] is True
     assert [m["role"] for m in body["messages"]] == ["system", "user"]
     assert not {"top_p", "min_p", "presence_penalty", "logprobs"} & body.keys()
     assert page.locator(".figures span").nth(-2).text_content() == "7 tokens"
