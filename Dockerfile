@@ -32,7 +32,8 @@ RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX_URL}" python -m pip --python /opt/dijiang
 COPY . .
 RUN python -m pip --python /opt/dijiang/bin/python install --no-deps -c constraints.txt . \
     && /opt/dijiang/bin/python -I -c "import sys; from dijiang_runtime.ops import cpu; sys.exit(None if cpu.is_available() else 'The kernels were not built.')" \
-    && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include
+    && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include /opt/dijiang/lib/python*/site-packages/torch/test \
+    && find /opt/dijiang/lib/python*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 
 FROM build AS build-cuda
@@ -40,7 +41,8 @@ RUN python -m pip --python /opt/dijiang/bin/python install -c constraints.txt -r
     && /opt/dijiang/bin/python -c "import sys, torch; sys.exit(None if torch.version.cuda else 'This is the CPU build of torch.')"
 COPY . .
 RUN python -m pip --python /opt/dijiang/bin/python install --no-deps -c constraints.txt . \
-    && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include
+    && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include /opt/dijiang/lib/python*/site-packages/torch/test \
+    && find /opt/dijiang/lib/python*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 
 FROM ${PYTHON_IMAGE} AS runtime
