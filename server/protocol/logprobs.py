@@ -1,5 +1,6 @@
 """Log probabilities, in the forms that the OpenAI API has for them, and vLLM's for prompts."""
 
+import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,15 +53,30 @@ class FirstToken:
 
     token_id: int
     text: str
+    data: bytes
 
 
-_NO_TOKEN = FirstToken(0, "")
+class TextOffsets:
+    """Where tokens begin in a text, in characters, as they come.
+
+    A token that goes on with a character begins where the character does.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._num_chars = 0
+
+    def add(self, data: bytes) -> int:
+        """Return where the next token begins, which stands for `data`."""
+        offset = self._num_chars
+        self._num_chars += len(self._decoder.decode(data))
+        return offset
 
 
 def completion_logprobs(
     positions: Iterable[PositionLogprobs | None],
-    first: FirstToken = _NO_TOKEN,
-    text_offset: int = 0,
+    first: FirstToken,
+    offsets: TextOffsets,
     *,
     as_ids: bool = False,
 ) -> CompletionLogprobs:
@@ -69,20 +85,19 @@ def completion_logprobs(
     Args:
         positions: None stands for the first token of a prompt, which nothing predicts.
         first: That token.
-        text_offset: Where in the answer the first of the tokens begins, in characters.
+        offsets: Has been told of the tokens before them.
         as_ids: Spell tokens as `token_id:N`.
     """
     result = CompletionLogprobs([], [], [], [])
     for position in positions:
-        result.text_offset.append(text_offset)
         if position is None:
+            result.text_offset.append(offsets.add(first.data))
             result.tokens.append(_id_label(first.token_id) if as_ids else first.text)
-            text_offset += len(first.text)
             result.token_logprobs.append(None)
             result.top_logprobs.append(None)
             continue
+        result.text_offset.append(offsets.add(position.chosen.token_bytes))
         result.tokens.append(_spell(position.chosen, as_ids))
-        text_offset += len(position.chosen.token)
         result.token_logprobs.append(position.chosen.logprob)
         # The chosen token is always among them, as the OpenAI API does it.
         alternatives = (*position.top, position.chosen)

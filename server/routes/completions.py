@@ -11,6 +11,7 @@ from starlette.responses import Response
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
+from dijiang_runtime.tokenizer import Tokenizer
 from server.bad_words import tokenize_words
 from server.context import ContextDep, ServerContext
 from server.generation import Choice, Generation, best_choices, make_requests
@@ -24,6 +25,7 @@ from server.protocol.completions import (
 from server.protocol.logprobs import (
     CompletionLogprobs,
     FirstToken,
+    TextOffsets,
     completion_logprobs,
     prompt_logprobs,
 )
@@ -123,12 +125,20 @@ async def read_prompt(
     ids = body.truncate(whole, max_model_len=max_model_len, max_tokens=max_tokens)
     if not ids:
         raise InvalidRequestError("prompt must hold at least one token.", param="prompt")
-    first = FirstToken(ids[0], tokenizer.decode(ids[:1], False) if body.echo else "")
+    first = first_token(ids[0], tokenizer)
     if not body.echo:
         return Prompt(tuple(ids), first)
     if isinstance(prompt, str) and len(ids) == len(whole):
         return Prompt(tuple(ids), first, prompt)
     return Prompt(tuple(ids), first, tokenizer.decode(ids, False))
+
+
+def first_token(token_id: int, tokenizer: Tokenizer) -> FirstToken:
+    """The first token of a prompt, for the logprobs of an echo."""
+    text = tokenizer.decode([token_id], False)
+    # Part of a character has no text of its own; a whole one may lose the space before it.
+    data = tokenizer.token_bytes(token_id) if "\ufffd" in text else text.encode()
+    return FirstToken(token_id, text, data)
 
 
 def check_ids(token_ids: list[int], info: EngineInfo) -> None:
@@ -201,7 +211,7 @@ class CompletionWriter:
         return CompletionChoice(
             index=index,
             text=(prompt.text if self.body.echo else "") + choice.text,
-            logprobs=self.logprobs(index, choice.prompt_logprobs, choice.logprobs, 0),
+            logprobs=self.logprobs(index, choice.prompt_logprobs, choice.logprobs, TextOffsets()),
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
             prompt_logprobs=(
@@ -216,7 +226,7 @@ class CompletionWriter:
         index: int,
         of_prompt: tuple[PositionLogprobs | None, ...] | None,
         of_output: list[PositionLogprobs],
-        text_offset: int,
+        offsets: TextOffsets,
     ) -> CompletionLogprobs | None:
         """The logprobs object, with the prompt's tokens first where they are echoed."""
         if self.body.logprobs is None:
@@ -225,7 +235,7 @@ class CompletionWriter:
         return completion_logprobs(
             positions,
             self.prompt_of(index).first,
-            text_offset,
+            offsets,
             as_ids=bool(self.body.return_tokens_as_token_ids),
         )
 
@@ -238,7 +248,7 @@ class CompletionStream:
         self._body = writer.body
         self._generation = generation
         self._held: defaultdict[int, HeldTokens] = defaultdict(HeldTokens)
-        self._text_offsets: dict[int, int] = {}
+        self._offsets: dict[int, TextOffsets] = {}
 
     def opening(self) -> bytes:
         return b""
@@ -247,18 +257,17 @@ class CompletionStream:
         """One event, or nothing while the text is held back. Held tokens come with the text."""
         held = self._held[index]
         held.add(output)
-        is_first = index not in self._text_offsets
-        offset = self._text_offsets.get(index, 0)
+        is_first = index not in self._offsets
         prompt = self._writer.prompt_of(index)
         text = prompt.text + output.text if is_first and self._body.echo else output.text
         if not (text or output.finished):
             return b""
-        self._text_offsets[index] = offset + len(text)
+        offsets = self._offsets.setdefault(index, TextOffsets())
         wants_ids = self._body.return_token_ids
         choice = CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._writer.logprobs(index, output.prompt_logprobs, held.logprobs, offset),
+            logprobs=self._writer.logprobs(index, output.prompt_logprobs, held.logprobs, offsets),
             finish_reason=output.finish_reason,
             stop_reason=output.stop_reason,
             prompt_token_ids=prompt.token_ids if wants_ids and is_first else msgspec.UNSET,

@@ -7,6 +7,7 @@ import pytest
 from openai.types import Completion
 
 from dijiang_runtime.request import FinishReason, RequestOutput
+from server.protocol.logprobs import TextOffsets
 from tests.server.fake_engine import FakeEngine
 
 URL = "/v1/completions"
@@ -227,3 +228,10 @@ async def test_the_model_s_own_defaults_apply_where_the_request_is_silent(
 
     sampling = engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.7, 3, 1.0)
+
+
+def test_a_token_that_goes_on_with_a_character_begins_where_it_does() -> None:
+    offsets = TextOffsets()
+    tokens = [b"a", b"\xc3", b"\xa9", b"\xf0\x9f", b"\xa6\x8a!", b"\xff", b""]
+    # The text is aé🦊! and what is no text at all.
+    assert [offsets.add(data) for data in tokens] == [0, 1, 1, 2, 2, 4, 5]
