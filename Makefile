@@ -72,6 +72,28 @@ bench: $(RUNTIME_READY) ## Measure decode by batch and position, and prefill. AR
 simulate: $(TEST_READY) ## Simulate a million requests with faults, checking every step. ARGS= passes options
 	$(BIN)/python -m tests.simulation $(ARGS)
 
+# What the demo model is made from is no part of this repository: see docs/demo-model.md.
+STORIES ?=
+HELDOUT ?=
+SAMPLED ?=
+DEMO_RUN := runs/demo
+DEMO_DATA = $(foreach file,$(STORIES) $(SAMPLED),--data $(file)) --heldout $(HELDOUT)
+
+.PHONY: demo-model
+demo-model: $(TEST_READY) ## Train the demo model again. STORIES= HELDOUT= SAMPLED= name texts
+	@test -n "$(STORIES)" && test -n "$(HELDOUT)" || { echo >&2 "STORIES= and HELDOUT= must name" \
+		"text files; see docs/demo-model.md."; exit 1; }
+	$(BIN)/dijiang tokenizer --data $(STORIES) --out $(DEMO_RUN)/tokenizer --vocab-size 2048
+	test -f $(DEMO_RUN)/parent/model.safetensors || $(BIN)/dijiang train $(DEMO_RUN)/tokenizer \
+		--config dijiang_runtime/demo/parent.json $(DEMO_DATA) --out $(DEMO_RUN)/parent \
+		--tokens 18800000 --batch-size 16 --lr 2e-3 --bfloat16
+	$(BIN)/dijiang convert $(DEMO_RUN)/parent $(DEMO_RUN)/converted --overwrite
+	$(BIN)/dijiang train $(DEMO_RUN)/converted --teacher $(DEMO_RUN)/parent $(DEMO_DATA) \
+		--out $(DEMO_RUN)/trained --tokens 4700000 --batch-size 4 --align-fraction 0.175 \
+		--align-lr 5e-3 --lr 2e-3 --bfloat16 --dtype float16
+	$(BIN)/dijiang eval $(DEMO_RUN)/parent --data $(HELDOUT)
+	$(BIN)/dijiang eval $(DEMO_RUN)/trained --data $(HELDOUT)
+
 .PHONY: chart-test
 chart-test: $(CHART_READY) ## Test the Helm chart, the alerts and the Dockerfile. CRDS= names a folder of definitions
 	$(CHART_BIN)/hadolint Dockerfile
