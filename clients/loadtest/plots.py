@@ -1,6 +1,7 @@
 """Plots of a report. matplotlib is loaded only here, and draws into memory: no window, no state."""
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,9 +150,10 @@ def shade_the_rest(ax: "Axes", options: Mapping[str, Any]) -> None:
     ax.set_xlim(0, end)
 
 
-def place_legend_below(figure: "Figure", ax: "Axes") -> None:
-    """One legend for all axes, where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
+def place_legend_below(figure: "Figure", *axes: "Axes") -> None:
+    """One legend of what these axes show, where it hides nothing."""
+    entries = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    handles, labels = zip(*itertools.chain(*entries), strict=True)
     longest = max(map(len, labels), default=1)
     columns = max(1, min(len(labels), 110 // (longest + 8)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
@@ -179,8 +181,7 @@ def sweep_figure(report: Mapping[str, Any]) -> "Figure":
     label_axes(axes[3], load_label(report), "output tokens per second")
     draw_goodput(axes[3], report)
     axes[3].set_ylim(bottom=0)
-    axes[3].legend(loc="best")
-    place_legend_below(figure, axes[0])
+    place_legend_below(figure, axes[0], axes[3])
     return figure
 
 
@@ -201,9 +202,10 @@ def draw_goodput(ax: "Axes", report: Mapping[str, Any]) -> None:
         runs = sorted(server["runs"], key=lambda run: run["load"]["value"])
         points = [(r["load"]["value"], r["goodput"]["requests_per_second"]) for r in runs]
         style = LINE_STYLES[number % len(LINE_STYLES)]
-        draw_points(right, points, COLOURS[3], style, "goodput")
+        draw_points(right, points, COLOURS[3], style, "")
         # The legend of the left axis speaks for both.
-        ax.plot([], [], color=COLOURS[3], linestyle=style, marker="o", label="goodput (right)")
+        prefix = f"{short_name(server)}, " if len(report["servers"]) > 1 else ""
+        draw_points(ax, [], COLOURS[3], style, f"{prefix}goodput (right)")
     right.set_ylabel("goodput, requests per second", color=COLOURS[3])
     right.set_ylim(bottom=0)
 
