@@ -52,7 +52,8 @@ export class TokenText {
     this.#tip.replaceChildren(alternativesTable(token));
     this.#tip.hidden = false;
     span.setAttribute("aria-describedby", this.#tip.id);
-    const place = span.getClientRects()[0];
+    // A token may be broken behind its space: the word is in the last of its pieces.
+    const place = [...span.getClientRects()].at(-1);
     const size = this.#tip.getBoundingClientRect();
     const left = Math.min(place.left, document.documentElement.clientWidth - size.width - 8);
     const above = place.top - size.height - 8;
