@@ -53,7 +53,7 @@ class TrainOptions:
     dtype: torch.dtype = torch.float32
     """Of the finished model on disk; training itself is in float32."""
     restart: bool = False
-    """Ignore a checkpoint in `out`."""
+    """Begin anew, whatever checkpoint or finished model `out` holds."""
     loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
 
 
@@ -128,6 +128,11 @@ def _check(options: TrainOptions) -> None:
         raise TrainingError("Alignment needs a teacher: name the parent with --teacher.")
     if options.out.resolve() == options.model.resolve() and options.config is None:
         raise TrainingError("The output folder is the model's own; choose another.")
+    is_finished = any(options.out.glob("*.safetensors"))
+    if is_finished and not options.restart:
+        raise TrainingError(
+            f"{options.out} holds a finished model. Choose another folder, or restart the training."
+        )
 
 
 def _check_pair(model: TrainableModel, teacher: VanillaModel | None) -> None:

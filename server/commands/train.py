@@ -68,7 +68,7 @@ def train(
         DtypeName, typer.Option(help="Of the finished weights on disk.")
     ] = DtypeName.FLOAT32,
     restart: Annotated[
-        bool, typer.Option(help="Ignore a checkpoint in the output folder.")
+        bool, typer.Option(help="Begin anew, whatever the output folder holds.")
     ] = False,
 ) -> None:
     """Train a model on text: a converted one with its parent as teacher, or any from scratch.

@@ -216,6 +216,13 @@ def test_a_model_is_not_trained_onto_itself(distil_options: TrainOptions) -> Non
         train(dataclasses.replace(distil_options, out=distil_options.model))
 
 
+def test_a_finished_model_is_not_trained_over_unasked(distil_options: TrainOptions) -> None:
+    train(distil_options)
+    with pytest.raises(TrainingError, match="finished model"):
+        train(distil_options)
+    assert reports_of(dataclasses.replace(distil_options, restart=True))[0].step == 1
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(
     distil_options: TrainOptions, parents: dict[str, Path], tmp_path: Path
 ) -> None:
