@@ -88,8 +88,7 @@ demo-model: $(TEST_READY) ## Train the demo model again. STORIES= HELDOUT= SAMPL
 		--config dijiang_runtime/demo/parent.json $(DEMO_DATA) --out $(DEMO_RUN)/parent \
 		--tokens 18800000 --batch-size 16 --lr 2e-3 --bfloat16
 	$(BIN)/dijiang convert $(DEMO_RUN)/parent $(DEMO_RUN)/converted --overwrite
-	test -f $(DEMO_RUN)/trained/model.safetensors || \
-		$(BIN)/dijiang train $(DEMO_RUN)/converted --teacher $(DEMO_RUN)/parent $(DEMO_DATA) \
+	$(BIN)/dijiang train $(DEMO_RUN)/converted --teacher $(DEMO_RUN)/parent $(DEMO_DATA) \
 		--out $(DEMO_RUN)/trained --tokens 4700000 --batch-size 4 --align-fraction 0.175 \
 		--align-lr 5e-3 --lr 2e-3 --bfloat16 --dtype float16
 	$(BIN)/dijiang eval $(DEMO_RUN)/parent --data $(HELDOUT)
@@ -110,6 +109,10 @@ chart-readme: $(TEST_READY) ## Write the table of values in the chart's README
 .PHONY: image
 image: ## Build the image. DOCKER= IMAGE= TORCH_INDEX_URL= change it
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t $(IMAGE) .
+
+.PHONY: image-test
+image-test: ## Run the image as the chart does, and stream from it. DOCKER= IMAGE= ARGS= change it
+	DOCKER="$(DOCKER)" deploy/check_image.sh $(IMAGE) $(ARGS)
 
 .PHONY: install
 install: $(TEST_READY) ## Install everything, for work in an editor
