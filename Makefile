@@ -88,7 +88,8 @@ demo-model: $(TEST_READY) ## Train the demo model again. STORIES= HELDOUT= SAMPL
 		--config dijiang_runtime/demo/parent.json $(DEMO_DATA) --out $(DEMO_RUN)/parent \
 		--tokens 18800000 --batch-size 16 --lr 2e-3 --bfloat16
 	$(BIN)/dijiang convert $(DEMO_RUN)/parent $(DEMO_RUN)/converted --overwrite
-	$(BIN)/dijiang train $(DEMO_RUN)/converted --teacher $(DEMO_RUN)/parent $(DEMO_DATA) \
+	test -f $(DEMO_RUN)/trained/model.safetensors || \
+		$(BIN)/dijiang train $(DEMO_RUN)/converted --teacher $(DEMO_RUN)/parent $(DEMO_DATA) \
 		--out $(DEMO_RUN)/trained --tokens 4700000 --batch-size 4 --align-fraction 0.175 \
 		--align-lr 5e-3 --lr 2e-3 --bfloat16 --dtype float16
 	$(BIN)/dijiang eval $(DEMO_RUN)/parent --data $(HELDOUT)
