@@ -39,17 +39,17 @@ class DecoderLayer(nn.Module):
         angles: tuple[Tensor, Tensor] | None,
         recurrence: Recurrence,
         tiles: Tiles | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the residual stream after the layer, and what attention alone added to it."""
+    ) -> Tensor:
+        """Return the residual stream after the layer."""
         normed = self.attention_norm(x) if self.norm_first else x
         attended = self.attention(normed, positions, angles, recurrence, tiles)
         if self.parallel_residual:
-            return x + self.mlp(self.mlp_norm(x), tiles) + attended, attended
+            return x + self.mlp(self.mlp_norm(x), tiles) + attended
         x = x + attended
         if self.norm_first:
-            return x + self.mlp(self.mlp_norm(x), tiles), attended
+            return x + self.mlp(self.mlp_norm(x), tiles)
         x = self.attention_norm(x)
-        return self.mlp_norm(x + self.mlp(x, tiles)), attended
+        return self.mlp_norm(x + self.mlp(x, tiles))
 
 
 class Decoder(nn.Module):
@@ -93,18 +93,11 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Return the logits [B, T, V] of token ids [B, T], each sequence from an empty state."""
-        return self.forward_blocks(token_ids)[0]
-
-    def forward_blocks(self, token_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Like `forward`; also every layer's attention output [B, T, D], for alignment."""
         batch, length = token_ids.shape
         self.check_positions(length)
         positions = torch.arange(length, device=token_ids.device).repeat(batch)
-        blocks: list[Tensor] = []
-        recurrence = FreshSequences(batch, length)
-        x = self.hidden(token_ids.flatten(), positions, recurrence, blocks=blocks)
-        logits = self.logits(x).unflatten(0, (batch, length))
-        return logits, [block.unflatten(0, (batch, length)) for block in blocks]
+        x = self.hidden(token_ids.flatten(), positions, FreshSequences(batch, length))
+        return self.logits(x).unflatten(0, (batch, length))
 
     def hidden(
         self,
@@ -112,8 +105,6 @@ class Decoder(nn.Module):
         positions: Tensor,
         recurrence: Recurrence,
         tiles: Tiles | None = None,
-        *,
-        blocks: list[Tensor] | None = None,
     ) -> Tensor:
         """Return the final hidden states [N, D].
 
@@ -122,7 +113,6 @@ class Decoder(nn.Module):
             positions: Place of each token in its sequence, from 0. Shape [N], int64.
             recurrence: Knows which tokens form a sequence, and their states.
             tiles: Row tiles of every matrix product, or None for one product over all rows.
-            blocks: Receives every layer's attention output, if given.
         """
         x = self.embed_tokens(token_ids)
         # Half-precision weights are multiplied as such; everything between is float32 or wider.
@@ -135,9 +125,7 @@ class Decoder(nn.Module):
         if self.config.rotary_dim:
             angles = rotary_angles(positions, self.rotary_frequencies, x.dtype)
         for layer in self.layers:
-            x, attended = layer(x, positions, angles, recurrence, tiles)
-            if blocks is not None:
-                blocks.append(attended)
+            x = layer(x, positions, angles, recurrence, tiles)
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor, tiles: Tiles | None = None) -> Tensor:
