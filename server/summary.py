@@ -22,7 +22,7 @@ def print_summary(
     table.add_row(
         "Model",
         f"{', '.join(names)}: {info.family}, {quantity(info.num_parameters)} parameters, "
-        f"{info.dtype} on {info.device}, {info.num_threads} thread{'s' if info.num_threads > 1 else ''}",
+        f"{info.dtype} on {info.device}, threads: {info.num_threads}",
     )
     table.add_row(
         "Slots",
