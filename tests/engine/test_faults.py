@@ -123,7 +123,7 @@ def test_a_fault_that_passes_costs_nobody_anything(make_engine: MakeEngine) -> N
 
     def fail_sometimes(items: Any) -> Any:
         nonlocal num_faults
-        if len(items) == 1 or rng.random() > 0.3:
+        if len(items) == 1 or rng.random() > 0.5:
             return run_batch(items)
         # At the worst moment: every state is written, none is committed.
         num_faults += 1
