@@ -202,6 +202,8 @@ def test_the_command_for_a_shell_leaves_the_key_out(page: Page) -> None:
     send(page, "it's")
     wait_done(page)
     page.get_by_role("button", name="Copy as curl").click()
+    # Shown when it is known whether it could be copied.
+    page.locator("#curl").wait_for()
     command = page.locator("#curl pre").text_content()
     assert command.startswith("curl -N http://127.0.0.1:") and "it'\\''s" in command
     assert "$KEY" in command and "sk-playground" not in command
