@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -48,7 +48,7 @@ class Monitor:
             first, last = chosen[0], chosen[-1]
             cpu_seconds = self._cpu_seconds[last] - self._cpu_seconds[first]
             share = cpu_seconds / (self._times[last] - self._times[first])
-        lag = summarize(self._lags[i] for i in chosen)
+        lag = summarize(waits(self._lags[i] for i in chosen))
         lateness = summarize(record.sent - record.intended for record in records)
         return {
             "cpu_share": share,
@@ -56,6 +56,19 @@ class Monitor:
             "send_lateness": lateness,
             "warnings": list(_warnings(share, lag, lateness)),
         }
+
+
+def waits(lags: Iterable[float]) -> Iterator[float]:
+    """What bytes waited for that arrived at any moment, one in each tick.
+
+    A process that stands still for a second takes one sample in that second. By itself it would
+    count for nothing among hundreds; but whoever came in that second had to wait.
+    """
+    for lag in lags:
+        while lag > TICK_SECONDS:
+            yield lag
+            lag -= TICK_SECONDS
+        yield lag
 
 
 def _warnings(

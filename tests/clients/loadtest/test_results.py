@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clients.loadtest.generator import Span
-from clients.loadtest.monitor import Monitor
+from clients.loadtest.monitor import TICK_SECONDS, Monitor, waits
 from clients.loadtest.options import Load
 from clients.loadtest.records import RequestRecord
 from clients.loadtest.results import run_result
@@ -120,3 +120,11 @@ async def test_a_load_tester_that_is_held_up_says_so() -> None:
     facts = monitor.facts(0.0, 1.0, [])
     assert facts["loop_lag"]["p50"] > 0.03
     assert any("ran late" in warning for warning in facts["warnings"])
+
+
+def test_a_stall_counts_for_as_long_as_it_lasted() -> None:
+    # 100 samples on time and one late by 100 ticks: half of the time was spent standing still.
+    lags = sorted(waits([0.0] * 100 + [100 * TICK_SECONDS]))
+    assert 200 <= len(lags) <= 201
+    assert lags[150] == pytest.approx(50 * TICK_SECONDS, rel=0.03)
+    assert lags[-1] == 100 * TICK_SECONDS
