@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,12 @@ from dijiang_runtime.models.presets import attention_config
 EOS = "<|endoftext|>"
 _TEXT = ["the quick brown fox jumps over the lazy dog and then the dog sleeps"]
 _HEAD_DIM = 16
+
+
+def pytest_configure() -> None:
+    # A shell starts its background jobs with SIGINT ignored, and their children inherit that; what
+    # is tested for its Ctrl-C must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_tokenizer(vocab_size: int = 320) -> Tokenizer:
