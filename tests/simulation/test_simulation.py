@@ -15,6 +15,8 @@ NUM_PARTS = 10
 KNOWN_SEEDS = [
     # An abort in mid-step ended the sequence's text before the step did, and the engine died.
     (0, 60),
+    # The world sent an id twice that the engine had just given up: the world's mistake.
+    (1771, 149),
 ]
 """Seeds that failed once, with the fewest requests that showed it."""
 

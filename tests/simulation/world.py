@@ -143,7 +143,7 @@ class World:
         request = self._random_request()
         self.num_received += 1
         if self.open and self.rng.random() < 0.01:
-            self._send_twice(self.clients[self.rng.choice(list(self.open))].request)
+            self._send_one_twice()
         try:
             self.engine.add_request(request)
         except EngineOverloadedError as exc:
@@ -158,6 +158,12 @@ class World:
             return
         self.clients[request.request_id] = Client(request, order=self.num_received)
         self.open[request.request_id] = None
+
+    def _send_one_twice(self) -> None:
+        scheduler = self.engine.scheduler
+        # In mid-step a client may not know yet that its request was given up: then the id is free.
+        if alive := [i for i in self.open if i in scheduler.waiting or i in scheduler.running]:
+            self._send_twice(self.clients[self.rng.choice(alive)].request)
 
     def _send_twice(self, request: Request) -> None:
         try:
