@@ -11,23 +11,21 @@ from functools import partial
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine import loop
 from dijiang_runtime.engine.engine import Engine
+from dijiang_runtime.engine.handle import EngineHandle
 from dijiang_runtime.engine.messages import (
     ClientMessage,
-    EngineInfo,
     EngineMessage,
-    EngineStats,
     Ready,
     Shutdown,
     StepDone,
 )
-from dijiang_runtime.engine.stream import RequestStream, StreamTable
+from dijiang_runtime.engine.stream import StreamTable
 from dijiang_runtime.errors import EngineDeadError
-from dijiang_runtime.request import Request
 
 logger = logging.getLogger(__name__)
 
 
-class InProcessEngine:
+class InProcessEngine(EngineHandle):
     """An `EngineClient` that shares memory, interpreter and fate with its engine."""
 
     num_restarts = 0
@@ -37,13 +35,9 @@ class InProcessEngine:
         Args:
             engine: What to load, or a function that makes the engine; it is called in the thread.
         """
+        super().__init__()
         self._build = engine if callable(engine) else partial(Engine.from_config, engine)
         self._commands: queue.SimpleQueue[ClientMessage] = queue.SimpleQueue()
-        self._subscribers: list[Callable[[EngineStats], None]] = []
-        self._stats = EngineStats()
-        self._info: EngineInfo | None = None
-        self._streams: StreamTable | None = None
-        self._stopping = False
         self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
@@ -67,34 +61,11 @@ class InProcessEngine:
             await self._loop.run_in_executor(None, self._thread.join)
             self._thread = None
 
-    def generate(self, request: Request) -> RequestStream:
-        """Begin a request. Raises as `EngineClient.generate` does."""
-        if self._streams is None or self._stopping:
-            raise EngineDeadError("The engine is not ready.")
-        return self._streams.open(request)
-
-    @property
-    def info(self) -> EngineInfo:
-        if self._info is None:
-            raise EngineDeadError("The engine is not ready.")
-        return self._info
-
-    @property
-    def is_ready(self) -> bool:
-        return self._streams is not None and not self._stopping
-
-    @property
-    def stats(self) -> EngineStats:
-        return self._stats
-
     async def wait_failed(self) -> None:
         """Wait until the thread ends by an exception, and raise it as `EngineDeadError`."""
         error = await asyncio.shield(self._ended)
         if error is not None:
             raise EngineDeadError() from error
-
-    def subscribe(self, callback: Callable[[EngineStats], None]) -> None:
-        self._subscribers.append(callback)
 
     def receive(self, timeout_seconds: float) -> list[ClientMessage]:
         """The engine's side: what `generate` and `abort` have sent. Part of `loop.Channel`."""
@@ -136,12 +107,7 @@ class InProcessEngine:
             if not self._ready.done():
                 self._ready.set_result(None)
         elif isinstance(message, StepDone):
-            if self._streams is not None:
-                self._streams.deliver(message.outputs)
-            if message.stats is not None:
-                self._stats = message.stats
-                for callback in self._subscribers:
-                    callback(message.stats)
+            self._on_step(message)
 
     def _end(self, error: Exception | None) -> None:
         if not self._ready.done():

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.child import EngineChild
-from dijiang_runtime.engine.messages import EngineInfo, EngineStats, StepDone
-from dijiang_runtime.engine.stream import RequestStream, StreamTable
+from dijiang_runtime.engine.handle import EngineHandle
+from dijiang_runtime.engine.messages import EngineStats
+from dijiang_runtime.engine.stream import StreamTable
 from dijiang_runtime.errors import DiJiangError, EngineDeadError, ModelLoadError
-from dijiang_runtime.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ STABLE_SECONDS = 60.0
 """An engine that lived this long is started again at once when it dies."""
 
 
-class EngineProcess:
+class EngineProcess(EngineHandle):
     """An `EngineClient` over a supervised child process.
 
     A process that exits or hangs ends every open request with `EngineDeadError` and is replaced:
@@ -36,15 +35,11 @@ class EngineProcess:
         max_failed_loads: int = MAX_FAILED_LOADS,
         first_pause_seconds: float = 0.5,
     ) -> None:
+        super().__init__()
         self._config = config
         self._max_failed_loads = max_failed_loads
         self._first_pause_seconds = first_pause_seconds
-        self._subscribers: list[Callable[[EngineStats], None]] = []
-        self._stats = EngineStats()
-        self._info: EngineInfo | None = None
         self._child: EngineChild | None = None
-        self._streams: StreamTable | None = None
-        self._stopping = False
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self.num_restarts = 0
@@ -69,26 +64,6 @@ class EngineProcess:
                 await self._supervisor
             self._supervisor = None
 
-    def generate(self, request: Request) -> RequestStream:
-        """Begin a request. Raises as `EngineClient.generate` does."""
-        if self._streams is None or self._stopping:
-            raise EngineDeadError("The engine is not ready.")
-        return self._streams.open(request)
-
-    @property
-    def info(self) -> EngineInfo:
-        if self._info is None:
-            raise EngineDeadError("The engine is not ready.")
-        return self._info
-
-    @property
-    def is_ready(self) -> bool:
-        return self._streams is not None and not self._stopping
-
-    @property
-    def stats(self) -> EngineStats:
-        return self._stats
-
     @property
     def pid(self) -> int | None:
         """The process id of the engine, while it has one."""
@@ -98,9 +73,6 @@ class EngineProcess:
         """Wait until the engine is given up, and raise why."""
         assert self._supervisor is not None, "wait_failed before start"
         await asyncio.shield(self._supervisor)
-
-    def subscribe(self, callback: Callable[[EngineStats], None]) -> None:
-        self._subscribers.append(callback)
 
     async def _supervise(self) -> None:
         """Keep an engine running until cancelled. Ends by raising why it is given up."""
@@ -149,14 +121,6 @@ class EngineProcess:
             self._stats = EngineStats(slots_total=self._stats.slots_total)
             await child.close(gently=gently)
             self._child = None
-
-    def _on_step(self, message: StepDone) -> None:
-        if self._streams is not None:
-            self._streams.deliver(message.outputs)
-        if message.stats is not None:
-            self._stats = message.stats
-            for callback in self._subscribers:
-                callback(message.stats)
 
     def _pause(self, num_failures: int) -> float:
         """Seconds to wait before the next start: none at first, then doubling."""
