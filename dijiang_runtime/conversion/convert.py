@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dijiang_runtime.conversion.errors import ConversionError
 from dijiang_runtime.conversion.folder import copy_tokenizer
@@ -158,10 +157,9 @@ def _copy(
     model: Decoder, config: ModelConfig, hf: dict[str, Any], source: TensorSource
 ) -> tuple[set[str], tuple[str, ...]]:
     """Copy every tensor that the family maps; return their names and the parent's unused ones."""
-    log = _ReadLog(source)
     state = model.state_dict()
     copied = set()
-    for name, tensor in family_of(hf).parent_weights(config, log):
+    for name, tensor in family_of(hf).parent_weights(config, source):
         if name not in state:
             raise ConversionError(f"The decoder has no place for {name}.")
         if tensor.shape != state[name].shape:
@@ -174,21 +172,9 @@ def _copy(
         state[name].copy_(tensor)
         copied.add(name)
     # A tied head may be stored all the same; it is the embedding.
-    unread = (n for n in source.names - log.read if not _RECOMPUTED.search(n))
+    unread = (n for n in source.unread_names if not _RECOMPUTED.search(n))
     tied = {"lm_head.weight", "embed_out.weight"} if config.tie_word_embeddings else set()
     return copied, tuple(sorted(set(unread) - tied))
-
-
-class _ReadLog(TensorSource):
-    """A tensor source that remembers what was asked for."""
-
-    def __init__(self, source: TensorSource) -> None:
-        self._files = source._files
-        self.read: set[str] = set()
-
-    def get(self, name: str) -> Tensor:
-        self.read.add(name)
-        return super().get(name)
 
 
 def _groups(model: Decoder, copied: set[str]) -> tuple[TensorGroup, ...]:

@@ -23,6 +23,7 @@ class TensorSource:
             ModelLoadError: no safetensors files, or a damaged one.
         """
         self._files: dict[str, Any] = {}
+        self._read: set[str] = set()
         self._handles = [_open(path) for path in _weight_files(folder)]
         for handle in self._handles:
             for name in handle.keys():
@@ -31,6 +32,11 @@ class TensorSource:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(self._files)
+
+    @property
+    def unread_names(self) -> frozenset[str]:
+        """Tensors that nobody has asked for yet."""
+        return self.names - self._read
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
@@ -43,6 +49,7 @@ class TensorSource:
             ModelLoadError: there is none of that name.
         """
         tensor: Tensor = self._file(name).get_tensor(name)
+        self._read.add(name)
         return tensor
 
     def _file(self, name: str) -> Any:

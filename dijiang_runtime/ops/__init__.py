@@ -12,4 +12,5 @@ a group share the state of their key/value head.
     cpu/            the step compiled for the CPU
     dispatch.py     which backend serves a device
     linear.py       matrix products whose bits do not depend on the batch
+    activations.py  activations of the same kind
 """
