@@ -5,7 +5,8 @@
 #
 # TORCH_INDEX_URL is an extra package index that holds PyTorch's CPU wheels. On x86-64 the general
 # index has only the CUDA build, which is several gigabytes larger: the cpu target refuses it.
-# PYTHON_IMAGE is the base; pin it by digest in a release. See docs/deployment.md.
+# PYTHON_IMAGE is the base; pin it by digest in a release. Every package is installed by its hash,
+# from deploy/requirements-*.txt (`make lock`). See docs/deployment.md.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 
@@ -20,27 +21,33 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 # Without pip and setuptools of its own: the final image installs nothing.
 RUN python -m venv --without-pip /opt/dijiang
 # Dependencies before sources: a change of code installs nothing again.
-COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > dependencies.txt
+COPY deploy/requirements-*.txt deploy/
+RUN python -m pip install --require-hashes -r deploy/requirements-build.txt
+
+
+FROM build AS wheel
+COPY . .
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheel .
 
 
 FROM build AS build-cpu
 ARG TORCH_INDEX_URL
 RUN PIP_EXTRA_INDEX_URL="${TORCH_INDEX_URL}" python -m pip --python /opt/dijiang/bin/python \
-        install -c constraints.txt -r dependencies.txt \
+        install --require-hashes -r deploy/requirements-cpu.txt \
     && /opt/dijiang/bin/python -c "import sys, torch; sys.exit(torch.version.cuda and 'This is the CUDA build of torch. Give --build-arg TORCH_INDEX_URL=<index of the CPU wheels>, or --target cuda.')"
-COPY . .
-RUN python -m pip --python /opt/dijiang/bin/python install --no-deps -c constraints.txt . \
+COPY --from=wheel /wheel /wheel
+RUN python -m pip --python /opt/dijiang/bin/python install --no-deps --no-index /wheel/*.whl \
     && /opt/dijiang/bin/python -I -c "import sys; from dijiang_runtime.ops import cpu; sys.exit(None if cpu.is_available() else 'The kernels were not built.')" \
     && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include /opt/dijiang/lib/python*/site-packages/torch/test \
     && find /opt/dijiang/lib/python*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 
 FROM build AS build-cuda
-RUN python -m pip --python /opt/dijiang/bin/python install -c constraints.txt -r dependencies.txt \
+RUN python -m pip --python /opt/dijiang/bin/python \
+        install --require-hashes -r deploy/requirements-cuda.txt \
     && /opt/dijiang/bin/python -c "import sys, torch; sys.exit(None if torch.version.cuda else 'This is the CPU build of torch.')"
-COPY . .
-RUN python -m pip --python /opt/dijiang/bin/python install --no-deps -c constraints.txt . \
+COPY --from=wheel /wheel /wheel
+RUN python -m pip --python /opt/dijiang/bin/python install --no-deps --no-index /wheel/*.whl \
     && rm -rf /opt/dijiang/lib/python*/site-packages/torch/include /opt/dijiang/lib/python*/site-packages/torch/test \
     && find /opt/dijiang/lib/python*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 

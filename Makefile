@@ -24,6 +24,13 @@ CHART_VENV := deploy/.venv
 CHART_BIN := $(CHART_VENV)/bin
 CHART_READY := $(CHART_VENV)/.installed
 
+# Locks, audits and bills of material are made by tools that nothing else needs.
+SUPPLY_VENV := deploy/.supply-venv
+SUPPLY_BIN := $(SUPPLY_VENV)/bin
+SUPPLY_READY := $(SUPPLY_VENV)/.installed
+LOCK = $(SUPPLY_BIN)/uv pip compile --quiet --no-config --no-header --no-annotate --generate-hashes \
+	--upgrade --no-emit-find-links --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
 # What an installation is made of: when none of it has changed, nothing is installed again.
 SOURCES := pyproject.toml constraints.txt $(wildcard dijiang_runtime/ops/cpu/*.cpp)
 RUNTIME_READY := $(VENV)/.installed-runtime
@@ -107,6 +114,25 @@ chart-test: $(CHART_READY) ## Test the Helm chart, the alerts and the Dockerfile
 chart-readme: $(TEST_READY) ## Write the table of values in the chart's README
 	$(BIN)/python deploy/helm/values_table.py
 
+.PHONY: lock
+lock: $(SUPPLY_READY) ## Lock the image's packages by hash again. TORCH_INDEX_URL= names the CPU wheels
+	@test -n "$(TORCH_INDEX_URL)$(UV_FIND_LINKS)" || { echo >&2 "TORCH_INDEX_URL= must name the" \
+		"index of PyTorch's CPU wheels (or UV_FIND_LINKS= a folder of them)."; exit 1; }
+	echo setuptools | $(LOCK) - -c constraints.txt -o deploy/requirements-build.txt
+	env -u UV_FIND_LINKS $(LOCK) pyproject.toml -c constraints.txt -o deploy/requirements-cuda.txt
+	$(LOCK) pyproject.toml -c constraints.txt -o deploy/requirements-cpu.txt \
+		$(addprefix --index-strategy unsafe-best-match --extra-index-url ,$(TORCH_INDEX_URL))
+
+.PHONY: audit
+audit: $(SUPPLY_READY) ## Look the image's packages up among known vulnerabilities
+	$(SUPPLY_BIN)/pip-audit --disable-pip --require-hashes -r deploy/requirements-cuda.txt $(ARGS)
+
+.PHONY: sbom
+sbom: $(SUPPLY_READY) ## Write dist/sbom.cdx.json, the bill of materials of the CPU image's packages
+	@mkdir -p dist
+	$(SUPPLY_BIN)/cyclonedx-py requirements deploy/requirements-cpu.txt --pyproject pyproject.toml \
+		--mc-type application --output-reproducible --of JSON -o dist/sbom.cdx.json
+
 .PHONY: image
 image: ## Build the image. DOCKER= IMAGE= TORCH_INDEX_URL= change it
 	$(DOCKER) build --build-arg TORCH_INDEX_URL=$(TORCH_INDEX_URL) -t $(IMAGE) .
@@ -120,7 +146,7 @@ install: $(TEST_READY) ## Install everything, for work in an editor
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the build outputs
-	rm -rf $(VENV) $(CHART_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CHART_VENV) $(SUPPLY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -146,4 +172,11 @@ $(CHART_READY): deploy/requirements-test.txt
 	@echo "Installing what the chart's tests need into $(CHART_VENV)"
 	@$(PYTHON) -m venv $(CHART_VENV)
 	@$(CHART_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(SUPPLY_READY): deploy/requirements-supply.txt
+	@test -n "$(PYTHON)" || { echo >&2 "Python 3.11 or newer with venv was not found."; exit 1; }
+	@echo "Installing the supply-chain tools into $(SUPPLY_VENV)"
+	@$(PYTHON) -m venv $(SUPPLY_VENV)
+	@$(SUPPLY_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
