@@ -61,7 +61,8 @@ class ModelRunner:
     def _run_batch(self, items: Seq[ScheduledSequence]) -> list[StepResult]:
         batch = build_batch(items, self._pool, self._pool.states.device)
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
-        finite_rows = hidden.isfinite().all(dim=1).tolist()
+        is_finite = hidden.isfinite().all(dim=1) & batch.recurrence.finite_rows()
+        finite_rows = is_finite.tolist()
         finite = {i for i, rows in enumerate(batch.rows) if all(finite_rows[rows])}
         prompt_logprobs = self._prompt_logprobs(items, batch, hidden)
         sampled = self._sample(items, batch, hidden, finite)

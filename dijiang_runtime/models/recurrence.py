@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dijiang_runtime.ops import dispatch, torch_ops
@@ -87,6 +88,17 @@ class PooledRecurrence:
         self.decode_source = decode_source
         self.decode_target = decode_target
         self.prefills = prefills
+        self._finite: list[Tensor] = []
+
+    def finite_rows(self) -> Tensor:
+        """Which rows have left a state behind, in every layer, that holds only finite values.
+
+        Not all that is wrong with a state shows in the model's output at once: the state after a
+        prompt chunk is first read by the next step, and an infinite feature mass divides a
+        read-out to 0. A decode's read-out sums over the whole of its next state, so that it is
+        finite only if the state is. Shape [N], bool.
+        """
+        return torch.stack(self._finite).all(dim=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
         states = self.states[layer]
@@ -114,4 +126,8 @@ class PooledRecurrence:
                 )
                 out[rows] = o[0]
             states[segment.target] = state[0]
+        finite = out.isfinite().flatten(1).all(dim=1)
+        for segment in self.prefills:
+            finite[segment.start] &= states[segment.target].isfinite().all()
+        self._finite.append(finite)
         return out

@@ -158,6 +158,59 @@ def test_a_poisoned_state_ends_its_own_sequence_only(make_engine: MakeEngine) ->
     assert got == {name: answer for name, answer in expected.items() if name != "3"}
 
 
+class Corrupting:
+    """A recurrence whose next state of the one sequence in it is damaged after the read-out."""
+
+    def __init__(self, recurrence: Any, layer: int) -> None:
+        self._recurrence, self._layer = recurrence, layer
+        self.finite_rows = recurrence.finite_rows
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+        if layer == self._layer and len(self._recurrence.prefills):
+            # So large that its sum over the prompt overflows, while what is read stays small.
+            q, k = q * 0.0, torch.full_like(k, 3e38)
+        return self._recurrence.attend(layer, q, k, v, log_decay)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_state_that_no_output_shows_fails_in_the_step_that_makes_it(
+    make_engine: MakeEngine, layer: int
+) -> None:
+    engine = make_engine()
+    model = engine._runner._model  # type: ignore[attr-defined]
+
+    class Model:
+        logits = staticmethod(model.logits)
+
+        @staticmethod
+        def hidden(ids: Tensor, positions: Tensor, recurrence: Any, tiles: Any) -> Tensor:
+            hidden = model.hidden(ids, positions, Corrupting(recurrence, layer), tiles)
+            assert hidden.isfinite().all()
+            return hidden
+
+    engine._runner._model = Model  # type: ignore[attr-defined]
+
+    engine.add_request(make_request("r", [5] * 10))
+    [output] = engine.step()
+
+    assert output.error is not None
+    assert output.error.kind == "NumericalError"
+
+
+def test_an_infinite_feature_mass_fails_in_the_step_that_reads_it(make_engine: MakeEngine) -> None:
+    """It divides the read-out to 0, so that the model's output is finite."""
+    engine = make_engine()
+    engine.add_request(make_request("r", [5] * 10, max_tokens=20))
+    engine.step()
+    pool = engine._runner._pool  # type: ignore[attr-defined]
+    pool.states[1, pool.source(engine.scheduler.running["r"].slot), 0, :, -1] = float("inf")
+
+    [output] = engine.step()
+
+    assert output.error is not None
+    assert output.error.kind == "NumericalError"
+
+
 def test_a_reused_slot_remembers_nothing(make_engine: MakeEngine) -> None:
     requests = [make_request(str(i), [5 + i] * 10, seed=i, max_tokens=5) for i in range(12)]
     expected = answers(run(make_engine(), requests))
