@@ -67,3 +67,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "started again.",
         ),
     ] = 30.0
+    load_timeout_seconds: Annotated[
+        float,
+        Meta(
+            gt=0.0,
+            description="Loading that takes longer means that the engine hangs: it is killed and "
+            "tried again.",
+        ),
+    ] = 900.0

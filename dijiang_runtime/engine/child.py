@@ -65,7 +65,7 @@ class EngineChild:
 
         Raises:
             ModelLoadError: the engine says that the model cannot be served.
-            EngineDeadError: the process ended without a word.
+            EngineDeadError: the process ended without a word, or took longer than it may.
         """
         address = f"ipc://{self._folder / 'engine'}"
         self._socket.bind(address)
@@ -88,7 +88,11 @@ class EngineChild:
         self._reader = asyncio.create_task(self._read(ready))
         exited = asyncio.ensure_future(self._process.wait())
         either: set[asyncio.Future[Any]] = {ready, exited}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        timeout = self._config.load_timeout_seconds
+        done, _ = await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            exited.cancel()
+            raise EngineDeadError(f"The engine process did not load within {timeout:g} s.")
         if not ready.done():
             # What it said last may still be on its way.
             await asyncio.wait({ready}, timeout=0.2)

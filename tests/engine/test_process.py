@@ -178,6 +178,30 @@ async def test_a_hanging_engine_is_noticed_killed_and_replaced(tiny_model: Path)
     await engine.stop()
 
 
+async def test_an_engine_that_hangs_while_it_loads_is_killed_and_given_up(
+    tiny_model: Path,
+) -> None:
+    config = EngineConfig(model=tiny_model, num_threads=1, load_timeout_seconds=0.5)
+    engine = EngineProcess(config, max_failed_loads=2, first_pause_seconds=0.01)
+    started_at = time.monotonic()
+    starting = asyncio.create_task(engine.start())
+    stopped: set[psutil.Process] = set()
+    while not starting.done():
+        if engine.pid and psutil.pid_exists(engine.pid):
+            process = psutil.Process(engine.pid)
+            process.suspend()
+            stopped.add(process)
+        await asyncio.sleep(0.02)
+
+    with pytest.raises(EngineDeadError, match=r"did not load within 0\.5 s"):
+        await starting
+
+    assert 1.0 <= time.monotonic() - started_at < 5.0
+    assert len(stopped) == 2
+    assert not any(process.is_running() for process in stopped)
+    await engine.stop()
+
+
 async def test_a_model_that_cannot_load_is_an_error_at_once(tmp_path: Path) -> None:
     engine = EngineProcess(EngineConfig(model=tmp_path))
 
