@@ -21,6 +21,8 @@ from dijiang_runtime.request import FinishReason, Request, RequestError, Request
 
 logger = logging.getLogger(__name__)
 
+_OWN_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+
 _MAX_UNREAD = 256
 """Outputs that a stream keeps apart for a reader that does not come."""
 
@@ -116,6 +118,8 @@ class StreamTable:
         self._rate = AdmissionRate()
         self._streams: dict[str, RequestStream] = {}
         self._ended = asyncio.Event()
+        self.num_finished = 0
+        """Requests that came to an end of their own."""
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -162,6 +166,7 @@ class StreamTable:
                 saturated = len(self._streams) > self._info.num_slots
                 self._rate.observe(time.monotonic(), saturated=saturated)
                 del self._streams[output.request_id]
+                self.num_finished += output.finish_reason in _OWN_ENDS
                 self._ended.set()
 
     def fail_all(self, error: errors.DiJiangError) -> None:

@@ -18,7 +18,8 @@ MAX_FAILED_LOADS = 5
 
 MAX_PAUSE_SECONDS = 30.0
 STABLE_SECONDS = 60.0
-"""An engine that lived this long is started again at once when it dies."""
+"""An engine that lived this long, or has finished a request, is started again at once when it dies:
+it is of use. Pauses are for one that does nothing but die."""
 
 
 class EngineProcess(EngineHandle):
@@ -40,6 +41,8 @@ class EngineProcess(EngineHandle):
         self._max_failed_loads = max_failed_loads
         self._first_pause_seconds = first_pause_seconds
         self._child: EngineChild | None = None
+        self._num_finished = 0
+        """Requests that the last engine has finished."""
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self.num_restarts = 0
@@ -93,7 +96,8 @@ class EngineProcess(EngineHandle):
             else:
                 logger.error("the engine process %s; starting another", reason)
                 num_failed_loads = 0
-                num_deaths = 1 if loop.time() - lived_since > STABLE_SECONDS else num_deaths + 1
+                was_of_use = self._num_finished or loop.time() - lived_since > STABLE_SECONDS
+                num_deaths = 1 if was_of_use else num_deaths + 1
                 pause = self._pause(num_deaths - 1)
             self.num_restarts += 1
             await asyncio.sleep(pause)
@@ -104,6 +108,7 @@ class EngineProcess(EngineHandle):
         gently = False
         try:
             self._child = child
+            self._num_finished = 0
             info = await child.load()
             self._info = info
             self._streams = StreamTable(info, child.send)
@@ -116,6 +121,7 @@ class EngineProcess(EngineHandle):
         finally:
             # Clients are told first: ending a process that hangs may take a moment.
             if self._streams is not None:
+                self._num_finished = self._streams.num_finished
                 self._streams.fail_all(EngineDeadError())
                 self._streams = None
             self._stats = EngineStats(slots_total=self._stats.slots_total)

@@ -159,6 +159,27 @@ async def test_a_killed_engine_ends_every_stream_at_once_and_comes_back(
     await engine.stop()
 
 
+@pytest.mark.parametrize("works", [True, False], ids=["works", "does nothing"])
+async def test_only_an_engine_that_does_nothing_but_die_comes_back_late(
+    config: EngineConfig, works: bool
+) -> None:
+    engine = EngineProcess(config, first_pause_seconds=60.0)
+    await engine.start()
+    for _ in range(2):
+        await until(lambda: engine.is_ready)
+        if works:
+            await collect(engine.generate(make_request("r", max_tokens=2)))
+        assert engine.pid is not None
+        os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: not engine.is_ready)
+    if works:
+        await until(lambda: engine.is_ready)
+    else:
+        with pytest.raises(AssertionError, match="did not happen"):
+            await until(lambda: engine.is_ready, timeout=6.0)
+    await engine.stop()
+
+
 async def test_a_hanging_engine_is_noticed_killed_and_replaced(tiny_model: Path) -> None:
     config = EngineConfig(model=tiny_model, max_slots=4, num_threads=1, step_timeout_seconds=1.0)
     engine = EngineProcess(config)
