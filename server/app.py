@@ -13,6 +13,7 @@ from dijiang_runtime.errors import DiJiangError, InvalidRequestError
 from server.config import ServerConfig
 from server.context import ServerContext
 from server.errors import error_response, http_error_response
+from server.key_limit import KeyLimitMiddleware
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddleware, record_of
@@ -39,6 +40,10 @@ ROUTERS = (
     openapi.router,
     playground.router,
 )
+
+
+PROBE_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+"""What the port for probes answers; nothing on it needs a key."""
 
 
 def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
@@ -78,10 +83,31 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _answer_bad_url)
     # The last one added is the outermost.
+    app.add_middleware(
+        KeyLimitMiddleware, limit=config.max_requests_per_key, metrics=context.metrics
+    )
     app.add_middleware(AuthMiddleware, key_hashes=config.api_key_hashes)
     app.add_middleware(LimitsMiddleware, max_body_bytes=config.max_body_bytes)
     app.add_middleware(RequestMiddleware, metrics=context.metrics, access_log=config.access_log)
     return app
+
+
+def create_probe_app(app: FastAPI) -> FastAPI:
+    """The application of the port for probes and metrics: those of `app`, which needs no key."""
+    probes = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    context: ServerContext = app.state.context
+    probes.state.context = context
+    for router in (health.router, metrics.router):
+        probes.routes.extend(
+            route
+            for route in router.routes
+            if isinstance(route, Route) and route.path in PROBE_PATHS
+        )
+    probes.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]
+    config = context.config
+    probes.add_middleware(LimitsMiddleware, max_body_bytes=config.max_body_bytes)
+    probes.add_middleware(RequestMiddleware, metrics=context.metrics, access_log=config.access_log)
+    return probes
 
 
 async def _answer_error(http: Request, exc: Exception) -> Response:

@@ -16,6 +16,10 @@ from msgspec import Meta
 
 ENV_PREFIX = "DIJIANG_"
 API_KEYS_VARIABLE = "DIJIANG_API_KEYS"
+MAX_HEADER_BYTES = 65536
+"""Largest head of a request."""
+
+PortNumber = Annotated[int, Meta(ge=0, le=65535)]
 
 C = TypeVar("C", bound=msgspec.Struct)
 
@@ -51,6 +55,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="Largest n times the number of prompts.")
     ] = 32
     max_messages: Annotated[int, Meta(ge=1, description="Most messages of a chat.")] = 1024
+    max_requests_per_key: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Requests for text that one API key may have at once. Without keys, all "
+            "clients together. 0: no limit.",
+        ),
+    ] = 0
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Largest request body.")] = 2 * 2**20
 
     header_timeout_seconds: Annotated[
@@ -80,6 +92,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, Meta(ge=0.0, description="Time that running requests have to finish after SIGTERM.")
     ] = 30.0
 
+    probe_port: Annotated[
+        PortNumber | None,
+        Meta(
+            description="Port for the probes and /metrics alone, without a key. Default: none; "
+            "they are on the main port in any case.",
+        ),
+    ] = None
+    probe_host: Annotated[str, Meta(description="Address of that port.")] = "127.0.0.1"
     playground: Annotated[bool, Meta(description="Serve the playground, a web page, at /.")] = True
     vllm_metrics: Annotated[
         bool, Meta(description="Export the metrics under vLLM's names beside our own.")

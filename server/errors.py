@@ -8,6 +8,7 @@
     + UnsupportedMediaTypeError  the body is not plain JSON
   x AuthenticationError          no API key, or a wrong one
   x ServerDrainingError          the server is stopping
+  x KeyLimitError                the API key has as many requests running as it may
   x DeadlineExceededError        the answer was not complete within its time
 
 ClientDisconnectedError is not one of them: nobody is left to tell.
@@ -71,6 +72,14 @@ class ServerDrainingError(DiJiangError):
         self.retry_after_seconds = 1.0
 
 
+class KeyLimitError(DiJiangError):
+    """The API key has as many requests running as it may."""
+
+    def __init__(self, limit: int, *, retry_after_seconds: float) -> None:
+        super().__init__(f"At most {limit} requests may run at once. Wait for one of yours to end.")
+        self.retry_after_seconds = retry_after_seconds
+
+
 class DeadlineExceededError(DiJiangError):
     """The answer was not complete within the request's timeout, or the server's."""
 
@@ -107,6 +116,7 @@ OPENAI_ERRORS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
     (InvalidRequestError, 400, "invalid_request_error", None),
     (EngineOverloadedError, 429, "rate_limit_error", "engine_overloaded"),
+    (KeyLimitError, 429, "rate_limit_error", "too_many_requests"),
     (NumericalError, 500, "server_error", "numerical_error"),
     (RequestFailedError, 500, "server_error", "request_failed"),
     (ServerDrainingError, 503, "server_error", "server_draining"),

@@ -47,6 +47,8 @@ class RequestRecord:
     status: int = 0
     accepted: bool = False
     """The engine has the request: from here on a failure is ours."""
+    key_hash: str = ""
+    """Hex SHA-256 of the API key that it came with; empty where none is asked for."""
     outcome: Outcome | None = None
     """Set where the status alone does not tell: a stream that failed, a client that left."""
 
@@ -182,23 +184,30 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The path alone decides, never the URL: that one is put together from the Host header.
         is_guarded = scope["type"] != "lifespan" and scope["path"] not in PUBLIC_PATHS
-        if self.key_digests and is_guarded and not self._has_valid_key(scope):
+        if not (self.key_digests and is_guarded):
+            await self.app(scope, receive, send)
+            return
+        digest = self._valid_key(scope)
+        if digest is None:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
             refusal = error_response(AuthenticationError(), record_of(scope).request_id)
             await refusal(scope, receive, send)
             return
+        if scope["type"] == "http":
+            record_of(scope).key_hash = digest.hex()
         await self.app(scope, receive, send)
 
-    def _has_valid_key(self, scope: Scope) -> bool:
+    def _valid_key(self, scope: Scope) -> bytes | None:
+        """The SHA-256 of the key that the request came with, if it is one of ours."""
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(values) != 1 or values[0][:7].lower() != b"bearer ":
-            return False
+            return None
         digest = hashlib.sha256(values[0][7:].strip()).digest()
         # Every key is compared, so that the time does not tell which one came close.
         matches = [hmac.compare_digest(digest, known) for known in self.key_digests]
-        return any(matches)
+        return digest if any(matches) else None
 
 
 def _request_id(from_client: str | None) -> str:

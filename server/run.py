@@ -15,14 +15,15 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import msgspec
 import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.client import EngineClient, EngineProcess
-from server.app import create_app
-from server.config import ConfigError, ServerConfig
+from server.app import create_app, create_probe_app
+from server.config import MAX_HEADER_BYTES, ConfigError, ServerConfig
 from server.context import ServerContext
 from server.http_protocol import ReceiptProtocol
 from server.summary import print_summary
@@ -30,7 +31,6 @@ from server.summary import print_summary
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
-MAX_HEADER_BYTES = 65536
 FLUSH_SECONDS = 5
 """Time for the last bytes to reach the clients, after everything else is over."""
 
@@ -53,6 +53,7 @@ async def serve(engine: EngineClient, config: ServerConfig) -> int:
     context: ServerContext = app.state.context
     listener = listen(config)
     server = Server(app, context)
+    probes = _probe_server(app, config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     running = asyncio.create_task(_run_engine(engine, context, url_of(listener)))
     try:
@@ -63,8 +64,22 @@ async def serve(engine: EngineClient, config: ServerConfig) -> int:
         await serving
     finally:
         running.cancel()
+        if probes is not None:
+            probes.cancel()
+            await asyncio.gather(probes, return_exceptions=True)
         await engine.stop()
     return server.exit_status
+
+
+def _probe_server(app: FastAPI, config: ServerConfig) -> asyncio.Task[None] | None:
+    """Answer on the port for probes, where there is one, until cancelled."""
+    if config.probe_port is None:
+        return None
+    address = msgspec.structs.replace(config, host=config.probe_host, port=config.probe_port)
+    listener = listen(address)
+    logger.info("probes and metrics on %s", url_of(listener))
+    server = ProbeServer(_uvicorn_config(create_probe_app(app), config))
+    return asyncio.create_task(server.serve(sockets=[listener]))
 
 
 async def _run_engine(engine: EngineClient, context: ServerContext, url: str) -> None:
@@ -91,6 +106,14 @@ def url_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class ProbeServer(uvicorn.Server):
+    """uvicorn's server on the second port: signals are the first one's business."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class Server(uvicorn.Server):

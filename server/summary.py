@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dijiang_runtime.engine.messages import EngineInfo
-from server.config import ServerConfig
+from server.config import MAX_HEADER_BYTES, ServerConfig
 
 
 def print_summary(
@@ -29,11 +29,8 @@ def print_summary(
         f"{info.num_slots} sequences at once, {size(info.state_bytes_per_sequence)} each however "
         f"long: {size(info.state_bytes_total)}",
     )
-    table.add_row(
-        "Limits",
-        f"{info.max_model_len:,} tokens a sequence, {info.max_queued_requests} requests waiting, "
-        f"{config.max_choices} choices, {size(config.max_body_bytes)} a body",
-    )
+    table.add_row("Limits", limits(info, config))
+    table.add_row("Times", times(config))
     table.add_row("Keys", "required" if config.api_key_hashes else "none: anyone here may ask")
     table.add_row("Loaded", f"in {info.load_seconds:.1f} s, warm in {info.warmup_seconds:.1f} s")
     console.print()
@@ -44,6 +41,33 @@ def print_summary(
         _curl(url, bool(config.api_key_hashes)), markup=False, highlight=False, soft_wrap=True
     )
     console.print()
+
+
+def limits(info: EngineInfo, config: ServerConfig) -> str:
+    """Everything that bounds what a client may ask for, and how much of it."""
+    per_key = config.max_requests_per_key
+    return (
+        f"{info.max_model_len:,} tokens a sequence; {info.max_queued_requests} requests and "
+        f"{info.max_queued_tokens:,} tokens waiting; {config.max_choices} choices, "
+        f"{config.max_sequences_per_request} sequences, {config.max_messages} messages and "
+        f"{info.max_logprobs} logprobs a request; "
+        f"{per_key or 'any number of'} requests {'a key' if per_key else 'of one key'}; "
+        f"{size(config.max_body_bytes)} a body, {size(MAX_HEADER_BYTES)} of headers"
+    )
+
+
+def times(config: ServerConfig) -> str:
+    """How long anything may take."""
+    named = {
+        "headers": config.header_timeout_seconds,
+        "body": config.body_timeout_seconds,
+        "a slot": config.max_queue_seconds,
+        "an answer": config.max_request_seconds,
+        "a client that does not read": config.send_timeout_seconds,
+        "an idle connection": config.keep_alive_timeout_seconds,
+        "draining": config.drain_seconds,
+    }
+    return ", ".join(f"{name} {f'{s:g} s' if s else 'no limit'}" for name, s in named.items())
 
 
 def quantity(number: int) -> str:
