@@ -10,7 +10,8 @@ from dijiang_runtime.errors import DiJiangError
 from server.commands.bench import bench
 from server.commands.chat import chat
 from server.commands.common import TRACEBACK_VARIABLE
-from server.commands.conversion import convert, evaluate, sample, tokenizer
+from server.commands.conversion import evaluate, sample, tokenizer
+from server.commands.convert import convert
 from server.commands.generate import generate
 from server.commands.inspection import inspect
 from server.commands.loadtest import app as loadtest

@@ -2,25 +2,29 @@
 
 import dataclasses
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dijiang_runtime.conversion.errors import ConversionError
 from dijiang_runtime.conversion.folder import copy_tokenizer
-from dijiang_runtime.conversion.initialise import initialise_attention
+from dijiang_runtime.conversion.initialise import AttentionStart, new_attention_tensors
 from dijiang_runtime.conversion.provenance import add_step
+from dijiang_runtime.conversion.report import ConversionReport, tensor_groups
 from dijiang_runtime.conversion.vanilla import read_config
 from dijiang_runtime.models.config import MODEL_TYPE, ModelConfig, Preset
-from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.families import config_from_parent, family_of
 from dijiang_runtime.models.gpt_neox import is_authors_checkpoint
-from dijiang_runtime.models.loader import save_model
+from dijiang_runtime.models.loader import empty_model, save_config, tensor_specs
+from dijiang_runtime.models.shards import DEFAULT_SHARD_BYTES, ShardWriter, TensorSpec
 from dijiang_runtime.models.weights import TensorSource, first_non_finite
 
 # Buffers that old checkpoints stored; they are recomputed from the config.
@@ -40,52 +44,11 @@ class ConvertOptions:
     """The same for the slowest head."""
     dtype: torch.dtype = torch.float32
     """Of the matrices on disk; decays, feature maps and norms stay float32."""
+    shard_bytes: int = DEFAULT_SHARD_BYTES
+    """Above this size the weights become several files and an index."""
+    hub: str | None = None
+    """`owner/name@commit` of a parent from the hub, for the card."""
     overwrite: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TensorGroup:
-    """Tensors that differ by their layer alone."""
-
-    name: str
-    """With `*` for the layer."""
-    shape: tuple[int, ...]
-    count: int
-    is_copied: bool
-
-    @property
-    def num_parameters(self) -> int:
-        return self.count * torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True)
-class ConversionReport:
-    """Which tensors of the new model are the parent's, and which are not."""
-
-    config: ModelConfig
-    groups: tuple[TensorGroup, ...]
-    unused: tuple[str, ...] = field(default=())
-    """Tensors of the parent that the new model has no place for."""
-
-    @property
-    def num_copied(self) -> int:
-        """Parameters that are bit for bit the parent's."""
-        return sum(group.num_parameters for group in self.groups if group.is_copied)
-
-    @property
-    def num_new(self) -> int:
-        """Parameters that the parent does not have."""
-        return sum(group.num_parameters for group in self.groups if not group.is_copied)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report in JSON's types."""
-        return {
-            "config": self.config.to_dict(),
-            "tensors": [dataclasses.asdict(group) for group in self.groups],
-            "copied_parameters": self.num_copied,
-            "new_parameters": self.num_new,
-            "unused": list(self.unused),
-        }
 
 
 def convert(
@@ -107,28 +70,27 @@ def convert(
         ModelLoadError: no safetensors, or damaged ones.
     """
     options = options or ConvertOptions()
+    out = out.resolve()
     say = progress or (lambda line: None)
     _check_out(parent, out, options)
     hf = read_config(parent)
     _check_parent(parent, hf)
     config = config_from_parent(hf, options.preset)
-    source = TensorSource(parent)
+    source = TensorSource(parent, keep_mapped=False)
     if is_authors_checkpoint(source):
         raise ConversionError("This is already a DiJiang model, as the authors' code saves it.")
-    say(f"Building a {config.family} decoder with the {config.preset} preset")
-    torch.manual_seed(options.seed)
-    model = Decoder(config)
-    say("Copying the parent's weights")
-    copied, unused = _copy(model, config, hf, source)
-    initialise_attention(
-        model,
-        seed=options.seed,
-        min_half_life=options.min_half_life,
-        max_half_life=options.max_half_life,
-    )
-    report = ConversionReport(config, _groups(model, copied), unused)
-    say(f"Writing {out}")
-    _write(model, parent, out, options, report)
+    say(f"Converting a {config.family} model to the {config.preset} preset, tensor by tensor")
+    with _new_folder(out) as folder:
+        specs = tensor_specs(empty_model(config), options.dtype)
+        writer = ShardWriter(folder, specs, shard_bytes=options.shard_bytes)
+        copied = _copy(family_of(hf).parent_weights(config, source), specs, writer)
+        say(f"Copied {len(copied)} tensors; adding what linear attention needs")
+        half_lives = _add_new(config, options, writer)
+        unused = _unused(config, source)
+        report = ConversionReport(config, tensor_groups(specs, copied), unused)
+        _write_rest(parent, folder, options, report)
+        add_step(parent, folder, _step(parent, options, report, half_lives), name=out.name)
+        say(f"Writing {out}")
     return report
 
 
@@ -153,45 +115,72 @@ def _check_parent(parent: Path, hf: dict[str, Any]) -> None:
         )
 
 
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` when all went well, and vanishes otherwise."""
+    folder = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _copy(
-    model: Decoder, config: ModelConfig, hf: dict[str, Any], source: TensorSource
-) -> tuple[set[str], tuple[str, ...]]:
-    """Copy every tensor that the family maps; return their names and the parent's unused ones."""
-    state = model.state_dict()
+    weights: Iterable[tuple[str, Tensor]], specs: Mapping[str, TensorSpec], writer: ShardWriter
+) -> set[str]:
+    """Copy every tensor that the family maps, one at a time; return their names."""
     copied = set()
-    for name, tensor in family_of(hf).parent_weights(config, source):
-        if name not in state:
+    for name, tensor in weights:
+        if name not in specs:
             raise ConversionError(f"The decoder has no place for {name}.")
-        if tensor.shape != state[name].shape:
+        if tuple(tensor.shape) != specs[name].shape:
             raise ConversionError(
                 f"{name} has shape {list(tensor.shape)} in the parent's weights, but its config "
-                f"asks for {list(state[name].shape)}."
+                f"asks for {list(specs[name].shape)}."
             )
         if (index := first_non_finite(tensor)) is not None:
             raise ConversionError(f"The parent's {name} holds a non-finite value at {list(index)}.")
-        state[name].copy_(tensor)
+        writer.write(name, tensor)
         copied.add(name)
+    return copied
+
+
+def _add_new(
+    config: ModelConfig, options: ConvertOptions, writer: ShardWriter
+) -> list[list[float]]:
+    """Write what the parent does not have, all in the attention; return half-lives by layer."""
+    start = AttentionStart(
+        seed=options.seed,
+        min_half_life=options.min_half_life,
+        max_half_life=options.max_half_life,
+    )
+    half_lives: list[list[float]] = []
+    for layer in range(config.num_layers):
+        missing = writer.missing
+        for name, tensor in new_attention_tensors(config, layer, start):
+            if (full_name := f"layers.{layer}.attention.{name}") in missing:
+                writer.write(full_name, tensor)
+            if name == "log_decay_rate":
+                half_lives.append([float(f"{h:.4g}") for h in math.log(2) / tensor.exp()])
+    if missing := writer.missing:
+        raise ConversionError(f"The parent gives no value to {sorted(missing)[0]}.")
+    return half_lives
+
+
+def _unused(config: ModelConfig, source: TensorSource) -> tuple[str, ...]:
     # A tied head may be stored all the same; it is the embedding.
-    unread = (n for n in source.unread_names if not _RECOMPUTED.search(n))
     tied = {"lm_head.weight", "embed_out.weight"} if config.tie_word_embeddings else set()
-    return copied, tuple(sorted(set(unread) - tied))
+    unread = {name for name in source.unread_names if not _RECOMPUTED.search(name)}
+    return tuple(sorted(unread - tied))
 
 
-def _groups(model: Decoder, copied: set[str]) -> tuple[TensorGroup, ...]:
-    """The model's tensors by name with the layer left out, in the model's order."""
-    counts: dict[tuple[str, tuple[int, ...], bool], int] = {}
-    for name, tensor in model.state_dict().items():
-        key = (re.sub(r"layers\.\d+\.", "layers.*.", name), tuple(tensor.shape), name in copied)
-        counts[key] = counts.get(key, 0) + 1
-    return tuple(TensorGroup(*key[:2], count, key[2]) for key, count in counts.items())
-
-
-def _write(
-    model: Decoder, parent: Path, out: Path, options: ConvertOptions, report: ConversionReport
-) -> None:
-    if out.exists():
-        shutil.rmtree(out)
-    save_model(model, out, dtype=options.dtype)
+def _write_rest(parent: Path, out: Path, options: ConvertOptions, report: ConversionReport) -> None:
+    save_config(report.config, out)
     copy_tokenizer(parent, out)
     generation = parent / "generation_config.json"
     if generation.is_file():
@@ -203,15 +192,21 @@ def _write(
         }
         text = json.dumps({key: value for key, value in ids.items() if value is not None})
         (out / "generation_config.json").write_text(text + "\n")
-    add_step(
-        parent,
-        out,
-        {
-            "command": "convert",
-            "parent": parent.resolve().name,
-            "preset": options.preset,
-            "seed": options.seed,
-            "copied_parameters": report.num_copied,
-            "new_parameters": report.num_new,
-        },
-    )
+
+
+def _step(
+    parent: Path, options: ConvertOptions, report: ConversionReport, half_lives: list[list[float]]
+) -> dict[str, Any]:
+    """What the provenance keeps of this conversion."""
+    return {
+        "command": "convert",
+        "parent": options.hub.split("@")[0] if options.hub else parent.resolve().name,
+        "hub": options.hub,
+        "preset": options.preset,
+        "seed": options.seed,
+        "dtype": str(options.dtype).removeprefix("torch."),
+        "copied_parameters": report.num_copied,
+        "new_parameters": report.num_new,
+        "half_lives": half_lives,
+        "tensors": [dataclasses.asdict(group) for group in report.groups],
+    }

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -14,7 +14,7 @@ _TOKENIZER_FILES = (
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer files that exist, and nothing else."""
-    _copy(source, target, _TOKENIZER_FILES)
+    _copy(source, target, TOKENIZER_FILES)
 
 
 def copy_generation_config(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dijiang_runtime.kernelization.feature_map import softmax_features, weighted_exp_features
 from dijiang_runtime.kernelization.projection import dct_projection
 from dijiang_runtime.models.config import ModelConfig
-from dijiang_runtime.models.layers import GroupNorm, Linear, silu
+from dijiang_runtime.models.layers import GroupNorm, Linear, RMSNorm, silu
 from dijiang_runtime.models.recurrence import Recurrence
 from dijiang_runtime.models.rotary import rotate
 from dijiang_runtime.ops.linear import Tiles, per_head_linear
@@ -80,6 +80,9 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.hidden_size, value_dim, bias=config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, value_dim, bias=config.qkv_bias)
         self.o_proj = Linear(query_dim, config.hidden_size, bias=config.out_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.feature_map = FeatureMap(config, seed=1000 * layer)
         if options.decay_tables:
             positions = config.max_position_embeddings
@@ -132,6 +135,8 @@ class Attention(nn.Module):
             proj(x, tiles).unflatten(1, (-1, head_dim))
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         if self.config.query_scale != 1.0:
             q = q * self.config.query_scale
         if angles is not None:

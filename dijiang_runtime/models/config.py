@@ -88,6 +88,8 @@ class ModelConfig:
     """down(act(gate(x)) * up(x)), as in SwiGLU."""
     mlp_bias: bool = True
     qkv_bias: bool = True
+    qk_norm: bool = False
+    """RMS-normalise each head's query and key before rotation (Qwen3)."""
     out_bias: bool = True
     """Bias of the attention's output projection."""
     rotary_dim: int = 0

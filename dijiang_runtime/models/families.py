@@ -13,6 +13,7 @@ FAMILIES: dict[str, ModuleType] = {
     "llama": llama,
     "mistral": llama,
     "qwen2": llama,
+    "qwen3": llama,
     "opt": opt,
 }
 """`model_type` of a parent's config.json to the module that converts it."""

@@ -1,4 +1,4 @@
-"""The LLaMA family: LLaMA, TinyLlama, Mistral and Qwen2 share one layout."""
+"""The LLaMA family: LLaMA, TinyLlama, Mistral, Qwen2 and Qwen3 share one layout."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -54,6 +54,7 @@ def config_from_parent(hf: Mapping[str, Any], preset: Preset) -> ModelConfig:
         # Qwen2 has these biases without saying so in its config.
         qkv_bias=attention_bias or hf.get("model_type") == "qwen2",
         out_bias=attention_bias,
+        qk_norm=hf.get("model_type") == "qwen3",
         rotary_dim=head_dim,
         rope_theta=float(rope_value(hf, "rope_theta", 10000.0)),
         rope_scaling=rope_scaling(hf),
@@ -72,6 +73,9 @@ def parent_weights(config: ModelConfig, source: TensorSource) -> Iterator[tuple[
                 if part == "weight" or _has_bias(config, ours):
                     tensor = source.get(f"model.layers.{i}.{theirs}.{part}")
                     yield f"layers.{i}.{ours}.{part}", tensor
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            weight = source.get(f"model.layers.{i}.self_attn.{name}.weight")
+            yield f"layers.{i}.attention.{name}.weight", weight
     yield "final_norm.weight", source.get("model.norm.weight")
     if not config.tie_word_embeddings:
         yield "lm_head.weight", source.get("lm_head.weight")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -14,7 +13,13 @@ from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models import gpt_neox
 from dijiang_runtime.models.config import MODEL_TYPE, ModelConfig
 from dijiang_runtime.models.decoder import Decoder
-from dijiang_runtime.models.weights import SINGLE_FILE, TensorSource, first_non_finite, read_json
+from dijiang_runtime.models.shards import DEFAULT_SHARD_BYTES, ShardWriter, TensorSpec
+from dijiang_runtime.models.weights import (
+    INDEX_FILE,
+    TensorSource,
+    first_non_finite,
+    read_json,
+)
 
 # Small, and sensitive to rounding: float32 whatever the weights' dtype.
 _ALWAYS_FLOAT32 = ("log_decay_rate", "D1", "D2", "feature_map", "norm")
@@ -53,8 +58,7 @@ def load_model(
         source = _authors_source(folder, hf)
         config = gpt_neox.authors_config(hf, source)
         weights = gpt_neox.authors_weights(config, source)
-    with torch.device("meta"), _NoInitialisation():
-        model = Decoder(config)
+    model = empty_model(config)
     _fill(model, weights, dtype)
     return model.to(device).eval().requires_grad_(False)
 
@@ -67,25 +71,53 @@ def random_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> 
     return model.eval().requires_grad_(False)
 
 
-def save_model(model: Decoder, folder: Path, *, dtype: torch.dtype | None = None) -> None:
-    """Write `config.json` and `model.safetensors`.
+def save_model(
+    model: Decoder,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> None:
+    """Write `config.json` and the weights, as `load_model` reads them.
 
     Args:
         model: Any decoder.
         folder: Created if needed; files of the same names are replaced.
         dtype: Of the matrices on disk. None: as they are.
+        shard_bytes: Above this size the weights become several files and an index.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: _cast(name, tensor.detach().cpu(), dtype or tensor.dtype).contiguous()
+    # A mapped file must not change under a model that still reads it.
+    for old in (folder / INDEX_FILE, *folder.glob("model*.safetensors")):
+        old.unlink(missing_ok=True)
+    state = model.state_dict()
+    writer = ShardWriter(folder, tensor_specs(model, dtype), shard_bytes=shard_bytes)
+    for name, tensor in state.items():
+        writer.write(name, tensor)
+    save_config(model.config, folder)
+
+
+def tensor_specs(model: Decoder, dtype: torch.dtype | None = None) -> dict[str, TensorSpec]:
+    """Shape and dtype on disk of each of the model's tensors, in the model's order."""
+    return {
+        name: TensorSpec(tuple(tensor.shape), _stored_dtype(name, dtype or tensor.dtype))
         for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+
+
+def save_config(config: ModelConfig, folder: Path) -> None:
+    """Write `config.json`."""
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
 
 
-class _NoInitialisation(TorchFunctionMode):
+def empty_model(config: ModelConfig) -> Decoder:
+    """A decoder without storage: names and shapes of the weights, whatever their size."""
+    with torch.device("meta"), NoInitialisation():
+        return Decoder(config)
+
+
+class NoInitialisation(TorchFunctionMode):
     """Leaves new parameters as they are, since files fill them.
 
     Torch draws random numbers for tensors without storage through its compiler, and importing that
@@ -137,6 +169,10 @@ def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dt
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(_stored_dtype(name, dtype))
+
+
+def _stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     if dtype != torch.float64 and any(part in name for part in _ALWAYS_FLOAT32):
-        return tensor.float()
-    return tensor.to(dtype)
+        return torch.float32
+    return dtype

@@ -15,19 +15,23 @@ SINGLE_FILE = "model.safetensors"
 
 
 class TensorSource:
-    """The tensors of a model folder by name. Files stay mapped; nothing is read before `get`."""
+    """The tensors of a model folder by name. Files are mapped; nothing is read before `get`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_mapped: bool = True) -> None:
         """
+        Args:
+            keep_mapped: False gives each tensor a mapping of its own, which ends with the tensor:
+                a folder larger than memory can be read through, one tensor after the other.
+
         Raises:
             ModelLoadError: no safetensors files, or a damaged one.
         """
         self._files: dict[str, Any] = {}
         self._read: set[str] = set()
-        self._handles = [_open(path) for path in _weight_files(folder)]
-        for handle in self._handles:
+        for path in _weight_files(folder):
+            handle = _open(path)
             for name in handle.keys():
-                self._files[name] = handle
+                self._files[name] = handle if keep_mapped else path
 
     @property
     def names(self) -> frozenset[str]:
@@ -54,9 +58,10 @@ class TensorSource:
 
     def _file(self, name: str) -> Any:
         try:
-            return self._files[name]
+            file = self._files[name]
         except KeyError:
             raise ModelLoadError(f"The weights hold no tensor {name!r}.") from None
+        return _open(file) if isinstance(file, Path) else file
 
 
 def _open(path: Path) -> Any:
@@ -101,7 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def first_non_finite(tensor: Tensor) -> tuple[int, ...] | None:
     """Index of the first NaN or infinity, or None."""
-    bad = ~torch.isfinite(tensor)
-    if not bool(bad.any()):
+    # The extremes, of which a NaN is both, cost no memory. A mask would be a quarter of the tensor.
+    if tensor.numel() == 0 or all(bool(torch.isfinite(x)) for x in torch.aminmax(tensor)):
         return None
-    return tuple(int(i) for i in bad.nonzero()[0])
+    return tuple(int(i) for i in (~torch.isfinite(tensor)).nonzero()[0])

@@ -1,23 +1,14 @@
-"""`dijiang tokenizer`, `convert`, `eval` and `sample`."""
+"""`dijiang tokenizer`, `eval` and `sample`."""
 
 import dataclasses
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from server.commands.progress import progress_bar
-from server.commands.train import DataOption, DtypeName
-
-if TYPE_CHECKING:
-    from dijiang_runtime.conversion.convert import ConversionReport
-
-
-class PresetName(StrEnum):
-    DIJIANG = "dijiang"
-    OFFICIAL = "official"
+from server.commands.train import DataOption
 
 
 def tokenizer(
@@ -35,69 +26,6 @@ def tokenizer(
 
     trained = train_tokenizer(data, out, vocab_size=vocab_size)
     typer.echo(f"{out} holds a tokenizer of {trained.get_vocab_size()} tokens.")
-
-
-def convert(
-    parent: Annotated[Path, typer.Argument(help="Vanilla model folder with safetensors.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the DiJiang model.")],
-    preset: Annotated[
-        PresetName,
-        typer.Option(help="dijiang: trains best. official: the authors' operator, bit-faithful."),
-    ] = PresetName.DIJIANG,
-    seed: Annotated[int, typer.Option(help="Of what the parent does not have.")] = 0,
-    min_half_life: Annotated[
-        float, typer.Option(min=0.1, help="Memory of the fastest head, in tokens.")
-    ] = 1.0,
-    max_half_life: Annotated[
-        float, typer.Option(min=0.1, help="Memory of the slowest head, in tokens.")
-    ] = 512.0,
-    dtype: Annotated[DtypeName, typer.Option(help="Of the weights on disk.")] = DtypeName.FLOAT32,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
-    """Turn a pretrained Transformer into a DiJiang model, ready to be trained.
-
-    GPT-NeoX (Pythia), LLaMA, Mistral, Qwen2 and OPT folders are converted. The new model writes
-    nonsense until `dijiang train` has taught its attention.
-
-    Example:
-
-        dijiang convert pythia-70m pythia-70m-dijiang
-    """
-    import torch
-
-    from dijiang_runtime.conversion.convert import ConvertOptions
-    from dijiang_runtime.conversion.convert import convert as run_conversion
-
-    options = ConvertOptions(
-        preset=preset.value,
-        seed=seed,
-        min_half_life=min_half_life,
-        max_half_life=max_half_life,
-        dtype=getattr(torch, dtype.value),
-        overwrite=overwrite,
-    )
-    report = run_conversion(parent, out, options, lambda line: typer.echo(line, err=True))
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        _print_report(report)
-
-
-def _print_report(report: "ConversionReport") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("tensor", "shape", "layers", "parameters", "from")
-    for group in report.groups:
-        shape = " x ".join(str(size) for size in group.shape)
-        origin = "parent" if group.is_copied else "new"
-        table.add_row(group.name, shape, str(group.count), f"{group.num_parameters:,}", origin)
-    console = Console()
-    console.print(table)
-    console.print(f"{report.num_copied:,} parameters copied, {report.num_new:,} new.")
-    if report.unused:
-        console.print(f"Not used: {', '.join(report.unused)}")
 
 
 def evaluate(

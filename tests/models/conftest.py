@@ -16,6 +16,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 COMMON = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
@@ -84,6 +86,9 @@ PARENTS = {
     ),
     "mistral": lambda: llama_like(MistralConfig, MistralForCausalLM, sliding_window=None),
     "qwen2-biases": lambda: llama_like(Qwen2Config, Qwen2ForCausalLM),
+    "qwen3-normalised-queries-and-keys": lambda: llama_like(
+        Qwen3Config, Qwen3ForCausalLM, head_dim=16
+    ),
     "opt-pre-norm": opt,
     "opt-350m-post-norm-projections": lambda: opt(
         do_layer_norm_before=False, word_embed_proj_dim=24

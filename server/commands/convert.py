@@ -1,0 +1,104 @@
+"""`dijiang convert`."""
+
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.commands.train import DtypeName
+
+if TYPE_CHECKING:
+    from dijiang_runtime.conversion.report import ConversionReport
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class PresetName(StrEnum):
+    DIJIANG = "dijiang"
+    OFFICIAL = "official"
+
+
+def byte_size(text: str) -> int:
+    """A size like `500MB` or `2GiB` in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?I?B)?", text.strip().upper())
+    unit = (match[2] or "") if match else None
+    if match is None or unit not in _UNITS or (size := float(match[1]) * _UNITS[unit]) < 1:
+        raise typer.BadParameter(f"{text!r} is no size; write one like 500MB or 5GB.")
+    return round(size)
+
+
+def convert(
+    parent: Annotated[
+        str, typer.Argument(help="Vanilla model folder with safetensors, or a hub id.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder of the DiJiang model.")],
+    preset: Annotated[
+        PresetName,
+        typer.Option(help="dijiang: trains best. official: the authors' operator, bit-faithful."),
+    ] = PresetName.DIJIANG,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what the parent does not have.")] = 0,
+    min_half_life: Annotated[
+        float, typer.Option(min=0.1, help="Memory of the fastest head, in tokens.")
+    ] = 1.0,
+    max_half_life: Annotated[
+        float, typer.Option(min=0.1, help="Memory of the slowest head, in tokens.")
+    ] = 512.0,
+    dtype: Annotated[DtypeName, typer.Option(help="Of the weights on disk.")] = DtypeName.FLOAT32,
+    shard_size: Annotated[
+        int, typer.Option(parser=byte_size, metavar="SIZE", help="Cut larger weights into files.")
+    ] = "5GB",  # type: ignore[assignment]
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Turn a pretrained Transformer into a DiJiang model, ready to be trained.
+
+    GPT-NeoX (Pythia), LLaMA, Mistral, Qwen2, Qwen3 and OPT models are converted, from a local
+    folder or from the Hugging Face hub, tensor by tensor, so that a model larger than memory can
+    be. The new model writes nonsense until `dijiang train` has taught its attention.
+
+    Example:
+
+        dijiang convert EleutherAI/pythia-70m pythia-70m-dijiang
+    """
+    import torch
+
+    from dijiang_runtime.conversion.convert import ConvertOptions
+    from dijiang_runtime.conversion.convert import convert as run_conversion
+    from dijiang_runtime.conversion.parents import find_parent
+
+    found = find_parent(parent, revision)
+    options = ConvertOptions(
+        preset=preset.value,
+        seed=seed,
+        min_half_life=min_half_life,
+        max_half_life=max_half_life,
+        dtype=getattr(torch, dtype.value),
+        shard_bytes=shard_size,
+        hub=found.hub,
+        overwrite=overwrite,
+    )
+    report = run_conversion(found.folder, out, options, lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_report(report)
+
+
+def _print_report(report: "ConversionReport") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("tensor", "shape", "layers", "parameters", "from")
+    for group in report.groups:
+        shape = " x ".join(str(size) for size in group.shape)
+        origin = "parent" if group.is_copied else "new"
+        table.add_row(group.name, shape, str(group.count), f"{group.num_parameters:,}", origin)
+    console = Console()
+    console.print(table)
+    console.print(f"{report.num_copied:,} parameters copied, {report.num_new:,} new.")
+    if report.unused:
+        console.print(f"Not used: {', '.join(report.unused)}")
