@@ -63,7 +63,6 @@ def _download(repo: str, revision: str | None) -> Parent:
     try:
         # The cache has a folder for every commit, named by it.
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
-        return Parent(folder, f"{repo}@{folder.name}")
     except GatedRepoError as exc:
         raise ConversionError(
             f"{repo} asks for consent: accept its terms on the hub, then `hf auth login`."
@@ -82,3 +81,9 @@ def _download(repo: str, revision: str | None) -> Parent:
             f"There is no folder {repo}, and the hub cannot be reached to download it. Copy the "
             "model's folder here and give its path, or try again with a connection."
         ) from exc
+    if not any(folder.glob("*.safetensors")):
+        raise ConversionError(
+            f"{repo} has no safetensors at this revision, and pickles are never loaded. Its "
+            "automatic conversion may be at a --revision like refs/pr/1; see the hub's page."
+        )
+    return Parent(folder, f"{repo}@{folder.name}")
