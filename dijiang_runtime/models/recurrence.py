@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dijiang_runtime.ops import dispatch, torch_ops
+from dijiang_runtime.ops import dispatch, torch_ops, training
 from dijiang_runtime.ops.linear import CHUNK_TILE
 
 
@@ -41,8 +41,9 @@ class FreshSequences:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
         q, k, v = (x.unflatten(0, (self.batch, self.length)) for x in (q, k, v))
-        if log_decay.dim() == 2:
-            log_decay = log_decay[: self.length]  # Positions are the same in every sequence.
+        if log_decay.dim() == 1:
+            return training.chunkwise(q, k, v, log_decay).flatten(0, 1)
+        log_decay = log_decay[: self.length]  # Positions are the same in every sequence.
         state = k.new_zeros(self.batch, k.shape[2], k.shape[3], v.shape[3])
         o, _ = torch_ops.chunk(q, k, v, log_decay, state)
         return o.flatten(0, 1)
