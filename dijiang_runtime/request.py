@@ -142,6 +142,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """The lowest of those that wait is admitted first; among equals, the first to come."""
     max_queue_seconds: float | None = None
     """How long after its arrival it may still wait for a slot."""
+    group: str | None = None
+    """Requests of one group have the same prompt. It is computed for the first of them that has a
+    slot, and the others that have one by then go on from a copy of its state."""
+
+    embed: bool = False
+    """Read the prompt, and answer with its embedding instead of tokens."""
 
     def validate(self, vocab_size: int, *, max_logprobs: int = 20) -> None:
         """Raise `InvalidRequestError` unless the engine can run this request."""
@@ -156,6 +162,13 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
                     param="prompt",
                 )
         self.sampling.validate(vocab_size, max_logprobs=max_logprobs)
+        if self.group is not None and self.sampling.prompt_logprobs != NO_LOGPROBS:
+            # A copied state says nothing of how likely the prompt was.
+            raise InvalidRequestError(
+                "prompt_logprobs are not available in a group.", param="prompt_logprobs"
+            )
+        if self.embed and (self.sampling.max_tokens or self.group is not None):
+            raise InvalidRequestError("An embedding has no answer.", param="max_tokens")
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -214,6 +227,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_output_tokens: int = 0
     """Output tokens so far, this output's included. What `usage` reports."""
     timings: RequestTimings | None = None
+    embedding: bytes | None = None
+    """With the last output of a request for one: float32 values, little-endian, of length 1."""
 
     @property
     def finished(self) -> bool:

@@ -17,6 +17,7 @@ from dijiang_runtime.errors import (
     RequestFailedError,
 )
 from dijiang_runtime.request import (
+    NO_LOGPROBS,
     FinishReason,
     PositionLogprobs,
     Request,
@@ -89,7 +90,11 @@ class Generation:
         """When the answer must be complete, by the clock of the event loop; None is never."""
         self._streams: list[RequestStream] = []
         self._pumps: list[asyncio.Task[None]] = []
-        self._meters = [SequenceMeter(context.metrics, request) for request in requests]
+        self._meters = [
+            # A prompt counts once, however many answers it has.
+            SequenceMeter(context.metrics, request, counts_prompt=i % body.num_sequences == 0)
+            for i, request in enumerate(requests)
+        ]
         self._num_output_tokens = [0] * len(requests)
         try:
             for request in requests:
@@ -221,9 +226,11 @@ def make_requests(
             sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, choice)),
             arrival_time=arrival,
             priority=body.priority or 0,
+            group=group if sampling.prompt_logprobs == NO_LOGPROBS else None,
             max_queue_seconds=context.config.max_queue_seconds or None,
         )
         for prompt_index, (token_ids, sampling) in enumerate(prompts)
+        for group in (f"{answer_id}-{prompt_index}" if body.num_sequences > 1 else None,)
         for choice in range(body.num_sequences)
     ]
 

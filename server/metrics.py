@@ -157,6 +157,9 @@ class Metrics:
         self._iteration_tokens = self._histogram(
             "iteration_tokens", "Tokens computed in one engine step.", ITERATION_BUCKETS
         )
+        self._forks = self._counter(
+            "state_forks", "Sequences that began with a copy of another's state after its prompt."
+        )
         self._failed_rows = self._counter("failed_rows", "Sequences that a step failed for, alone.")
 
     def http_request_started(self, method: str, path: str) -> None:
@@ -225,6 +228,7 @@ class Metrics:
             kind = "decode" if not num_prefill_tokens else "mixed" if num_decodes else "prefill"
             self._step_seconds.labels(self._model_name, kind).observe(seconds)
             self._iteration_tokens.observe(num_decodes + num_prefill_tokens)
+        self._forks.inc(stats.num_forks)
         self._failed_rows.inc(stats.num_failed_rows)
 
     def render(self, accept: str) -> tuple[bytes, str]:
@@ -250,8 +254,9 @@ class Metrics:
 class SequenceMeter:
     """Measures one sequence from its outputs, as they reach the API process."""
 
-    def __init__(self, metrics: Metrics, request: Request) -> None:
+    def __init__(self, metrics: Metrics, request: Request, *, counts_prompt: bool = True) -> None:
         self._metrics = metrics
+        self._counts_prompt = counts_prompt
         self._arrival = request.arrival_time
         self._last_token_at: float | None = None
 
@@ -267,7 +272,8 @@ class SequenceMeter:
         metrics, now = self._metrics, time.perf_counter()
         metrics.generation_tokens.inc(num_tokens)
         if self._last_token_at is None:
-            metrics.prompt_tokens.inc(num_prompt_tokens)
+            if self._counts_prompt:
+                metrics.prompt_tokens.inc(num_prompt_tokens)
             metrics.ttft.observe(max(0.0, time.time() - self._arrival))
         else:
             # Tokens that come together share the gap before them.
@@ -282,10 +288,12 @@ class SequenceMeter:
         metrics.request_generation_tokens.observe(output.num_output_tokens)
         if (times := output.timings) is None:
             return
-        decode = times.finished - times.first_token
+        # A prompt that was only read has no token of its own.
+        first_token = times.first_token or times.finished
+        decode = times.finished - first_token
         metrics.e2e.observe(times.finished - times.arrival)
         metrics.queue_time.observe(times.scheduled - times.arrival)
-        metrics.prefill_time.observe(times.first_token - times.scheduled)
+        metrics.prefill_time.observe(first_token - times.scheduled)
         metrics.decode_time.observe(decode)
         metrics.inference_time.observe(times.finished - times.scheduled)
         if output.num_output_tokens > 1:

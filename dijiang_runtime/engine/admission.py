@@ -71,7 +71,8 @@ def validate_request(
     num_prompt_tokens = len(request.prompt_token_ids)
     if num_prompt_tokens + sampling.max_tokens > max_model_len:
         raise ContextLengthError(num_prompt_tokens, sampling.max_tokens, max_model_len)
-    if sampling.max_tokens == 0 and sampling.prompt_logprobs == NO_LOGPROBS:
+    has_aim = request.embed or sampling.prompt_logprobs != NO_LOGPROBS
+    if sampling.max_tokens == 0 and not has_aim:
         raise InvalidRequestError(
             "max_tokens must be at least 1 unless the prompt's logprobs are asked for.",
             param="max_tokens",

@@ -69,6 +69,7 @@ def load(config: EngineConfig) -> LoadedEngine:
         parent_kv_cache_bytes_per_token=model.config.parent_kv_cache_bytes_per_token,
         num_parameters=_num_parameters(model),
         num_layers=model.config.num_layers,
+        hidden_size=model.config.hidden_size,
         family=model.config.family,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),

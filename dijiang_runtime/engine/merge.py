@@ -29,4 +29,5 @@ def merge_outputs(outputs: Seq[RequestOutput]) -> RequestOutput:
         num_prompt_tokens=last.num_prompt_tokens,
         num_output_tokens=last.num_output_tokens,
         timings=last.timings,
+        embedding=last.embedding,
     )

@@ -32,6 +32,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a Transformer of the same shape would need for each token; 0 if there is none."""
     num_parameters: int
     num_layers: int
+    hidden_size: int
+    """Numbers of an embedding."""
     family: str
     device: str
     dtype: str
@@ -61,6 +63,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Sequences that decoded in each of those steps."""
     step_prefill_tokens: tuple[int, ...] = ()
     """Prompt tokens computed in each of those steps."""
+    num_forks: int = 0
+    """Sequences that took over the state of another after its prompt, since the last message."""
     num_failed_rows: int = 0
     """Requests that a step failed for, alone, since the last message."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dijiang_runtime.engine.batch import Batch, build_batch
+from dijiang_runtime.engine.embedding import pool_hidden
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.sampler import SampledToken, Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 _NOT_FINITE = RequestError(NumericalError.__name__, str(NumericalError()))
 _FAILED = RequestError(RequestFailedError.__name__, "The request failed inside the engine.")
+_DEFERRED = StepResult(deferred=True)
+
+Forks = Seq[ScheduledSequence]
+Results = dict[str, StepResult]
+"""By request id. A fork whose source failed has none."""
 
 
 class ModelRunner:
@@ -44,49 +50,74 @@ class ModelRunner:
         for bit what they would have got without it.
         """
         self._pool.reset(plan.new_slots)
-        return self._run(list(plan))
+        results = self._run([*plan.decodes, *plan.prefills], plan.forks)
+        return [results.get(_id(item), _DEFERRED) for item in plan]
 
-    def _run(self, items: Seq[ScheduledSequence]) -> list[StepResult]:
+    def _run(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
         try:
-            return self._run_batch(items)
+            return self._run_batch(items, forks)
         except Exception:
+            if len(items) == 1 and forks:
+                # Whose fault was it? Those who were to follow compute the prompt for themselves.
+                logger.warning("request %s failed together with its forks", _id(items[0]))
+                return self._run(items, ())
             if len(items) == 1:
                 logger.exception("request %s failed in a step", items[0].sequence.request_id)
-                return [StepResult(error=_FAILED)]
+                return {_id(items[0]): StepResult(error=_FAILED)}
             logger.warning("a step of %d sequences failed; looking for the one", len(items))
         # Nothing was committed, so each half starts from the state before the step.
         middle = len(items) // 2
-        return self._run(items[:middle]) + self._run(items[middle:])
+        results: Results = {}
+        for half in (items[:middle], items[middle:]):
+            results |= self._run(half, [fork for fork in forks if fork.source in half])
+        return results
 
-    def _run_batch(self, items: Seq[ScheduledSequence]) -> list[StepResult]:
+    def _run_batch(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
         batch = build_batch(items, self._pool, self._pool.states.device)
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         is_finite = hidden.isfinite().all(dim=1) & batch.recurrence.finite_rows()
         finite_rows = is_finite.tolist()
         finite = {i for i, rows in enumerate(batch.rows) if all(finite_rows[rows])}
         prompt_logprobs = self._prompt_logprobs(items, batch, hidden)
-        sampled = self._sample(items, batch, hidden, finite)
-        results = []
-        for i, item in enumerate(items):
+        pooled = {
+            i: pool_hidden(hidden[batch.rows[i]], item.sequence.pooled)
+            for i, item in enumerate(items)
+            if item.sequence.request.embed
+        }
+        everyone, rows = _with_forks(items, forks, batch, finite)
+        sampled = self._sample(everyone, rows, hidden, finite)
+        results: Results = {}
+        for i, item in enumerate(everyone):
             if i not in finite:
-                logger.error("request %s: the model's output is not finite", _id(item))
-                results.append(StepResult(error=_NOT_FINITE))
+                if item.source is None:
+                    logger.error("request %s: the model's output is not finite", _id(item))
+                    results[_id(item)] = StepResult(error=_NOT_FINITE)
                 continue
             token = sampled.get(i)
-            results.append(
-                StepResult(
-                    token_id=token.token_id if token else None,
-                    logprobs=token.logprobs if token else None,
-                    prompt_logprobs=tuple(prompt_logprobs.get(i, ())),
-                )
+            results[_id(item)] = StepResult(
+                token_id=token.token_id if token else None,
+                logprobs=token.logprobs if token else None,
+                prompt_logprobs=tuple(prompt_logprobs.get(i, ())),
+                pooled=pooled.get(i),
             )
-        self._pool.commit(items[i].slot for i in sorted(finite))
+        for i in sorted(finite):
+            if (source := everyone[i].source) is not None:
+                self._pool.fork(source.slot, everyone[i].slot)
+        self._pool.commit(everyone[i].slot for i in sorted(finite))
         return results
 
     def _sample(
-        self, items: Seq[ScheduledSequence], batch: Batch, hidden: Tensor, finite: set[int]
+        self,
+        items: Seq[ScheduledSequence],
+        rows: Seq[int],
+        hidden: Tensor,
+        finite: set[int],
     ) -> dict[int, SampledToken]:
-        """Sample for the items that need a token; take those with bad logits out of `finite`."""
+        """Sample for the items that need a token; take those with bad logits out of `finite`.
+
+        Args:
+            rows: The last row of each item, in `hidden`.
+        """
         wanted = [
             i
             for i, item in enumerate(items)
@@ -94,7 +125,7 @@ class ModelRunner:
         ]
         if not wanted:
             return {}
-        logits = self._logits(hidden[[batch.rows[i].stop - 1 for i in wanted]])
+        logits = self._logits(hidden[[rows[i] for i in wanted]])
         is_finite = logits.isfinite().all(dim=1).tolist()
         finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
         if not all(is_finite):
@@ -141,6 +172,24 @@ class ModelRunner:
         if len(tile) == CHUNK_TILE:
             return self._model.logits(tile, (CHUNK_TILE,))
         return self._logits(tile)
+
+
+def _with_forks(
+    items: Seq[ScheduledSequence], forks: Forks, batch: Batch, finite: set[int]
+) -> tuple[list[ScheduledSequence], list[int]]:
+    """The items and then their forks, with the last row of each, which forks share.
+
+    A fork of a row that is finite is added to `finite`.
+    """
+    rows = [some.stop - 1 for some in batch.rows]
+    place = {_id(item): i for i, item in enumerate(items)}
+    for i, fork in enumerate(forks, start=len(items)):
+        assert fork.source is not None, "a fork has a source"
+        source = place[_id(fork.source)]
+        rows.append(rows[source])
+        if source in finite:
+            finite.add(i)
+    return [*items, *forks], rows
 
 
 def _id(item: ScheduledSequence) -> str:

@@ -1,6 +1,7 @@
 """Tokens to text: what a client is told after each step."""
 
 from dijiang_runtime.engine.detokenizer import Detokenizer, StopMatch, StopMatcher
+from dijiang_runtime.engine.embedding import embedding_bytes
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence, StepResult
 from dijiang_runtime.request import (
     NO_LOGPROBS,
@@ -90,10 +91,12 @@ class OutputProcessor:
         """Return a finished sequence's last output: `news`, held-back text, and why it ended."""
         transcript = self._transcripts.pop(sequence.request_id)
         last = news or RequestOutput(request_id=sequence.request_id)
-        text, prompt_logprobs = last.text, last.prompt_logprobs
+        text, prompt_logprobs, embedding = last.text, last.prompt_logprobs, None
         if sequence.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
             text += transcript.finish()
             prompt_logprobs = prompt_logprobs or transcript.take_prompt_logprobs()
+            if sequence.request.embed and sequence.pooled is not None:
+                embedding = embedding_bytes(sequence.pooled)
         return RequestOutput(
             request_id=sequence.request_id,
             text=text,
@@ -106,6 +109,7 @@ class OutputProcessor:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=len(sequence.output_token_ids),
             timings=sequence.timings,
+            embedding=embedding,
         )
 
     def _new_text(

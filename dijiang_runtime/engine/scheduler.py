@@ -5,7 +5,7 @@ memory: nothing is preempted, and whoever is admitted finishes.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -50,6 +50,9 @@ class ScheduledSequence:
 
     sequence: Sequence
     num_tokens: int
+    source: "ScheduledSequence | None" = None
+    """Set where nothing is computed: the sequence takes over the state of this one, which
+    completes the same prompt in the same step."""
 
     @property
     def slot(self) -> int:
@@ -68,15 +71,17 @@ class SchedulerOutput:
 
     decodes: tuple[ScheduledSequence, ...] = ()
     prefills: tuple[ScheduledSequence, ...] = ()
+    forks: tuple[ScheduledSequence, ...] = ()
     new_slots: tuple[int, ...] = ()
     """Slots handed out for this step. They hold a stranger's state until they are zeroed."""
 
     def __iter__(self) -> Iterator[ScheduledSequence]:
         yield from self.decodes
         yield from self.prefills
+        yield from self.forks
 
     def __len__(self) -> int:
-        return len(self.decodes) + len(self.prefills)
+        return len(self.decodes) + len(self.prefills) + len(self.forks)
 
     @property
     def is_empty(self) -> bool:
@@ -139,8 +144,9 @@ class Scheduler:
             EngineOverloadedError: as much is waiting as the limits allow.
         """
         if not self._has_spare_slot:
-            num_prompt_tokens = sequence.num_prompt_tokens
-            check_queue(self._queued_lengths(), num_prompt_tokens, self.limits, self._rate)
+            # Where it comes first, another one waits in its place.
+            *queued, last = self._queued_lengths(sequence)
+            check_queue(queued, last, self.limits, self._rate)
         self.waiting[sequence.request_id] = sequence
 
     def schedule(self, now: float) -> SchedulerOutput:
@@ -155,11 +161,15 @@ class Scheduler:
         # However many sequences decode, the oldest prompt moves on by a chunk.
         budget = max(self.max_batched_tokens - len(decodes), CHUNK_SIZE)
         prefills = []
+        followers = self._followers()
         for sequence in self.running.values():
+            if sequence.request_id in followers:
+                continue
             if num_tokens := _prefill_chunk(sequence, budget):
                 prefills.append(ScheduledSequence(sequence, num_tokens))
                 budget -= num_tokens
-        plan = SchedulerOutput(tuple(decodes), tuple(prefills), new_slots)
+        forks = _forks(prefills, followers.values())
+        plan = SchedulerOutput(tuple(decodes), tuple(prefills), forks, new_slots)
         self._in_flight = None if plan.is_empty else plan
         return plan
 
@@ -173,7 +183,7 @@ class Scheduler:
             elif result.error is not None:
                 sequence.error = result.error
                 self.finish(sequence, FinishReason.ERROR, now)
-            else:
+            elif not result.deferred:
                 self._advance(item, result, now)
 
     def expire(self, now: float) -> list[Sequence]:
@@ -236,6 +246,7 @@ class Scheduler:
     def _advance(self, item: ScheduledSequence, result: StepResult, now: float) -> None:
         sequence, sampling = item.sequence, item.sequence.request.sampling
         sequence.num_computed_tokens += item.num_tokens
+        sequence.pooled = result.pooled
         if sequence.is_prefilling:
             return
         if result.token_id is not None:
@@ -253,18 +264,47 @@ class Scheduler:
         if len(sequence.output_token_ids) >= sampling.max_tokens:
             self.finish(sequence, FinishReason.LENGTH, now)
 
+    def _followers(self) -> dict[str, Sequence]:
+        """Those whose prompt is being computed for another of their group, admitted before them.
+
+        Should that one end early, the next of them computes it.
+        """
+        leaders: dict[str, Sequence] = {}
+        followers = {}
+        for sequence in self.running.values():
+            group = sequence.request.group
+            if group is None or not sequence.is_prefilling:
+                continue
+            if leaders.setdefault(group, sequence) is not sequence:
+                followers[sequence.request_id] = sequence
+        return followers
+
     @property
     def _has_spare_slot(self) -> bool:
         return len(self.waiting) < self.slots.num_free
 
-    def _queued_lengths(self) -> list[int]:
+    def _queued_lengths(self, *added: Sequence) -> list[int]:
         """Prompt lengths of those for whom no slot is free, in the order of admission."""
-        lengths = [s.num_prompt_tokens for s in sorted(self.waiting.values(), key=_priority)]
-        return lengths[self.slots.num_free :]
+        waiting = sorted([*self.waiting.values(), *added], key=_priority)
+        return [s.num_prompt_tokens for s in waiting][self.slots.num_free :]
 
 
 def _priority(sequence: Sequence) -> int:
     return sequence.request.priority
+
+
+def _forks(
+    prefills: Seq[ScheduledSequence], followers: Iterable[Sequence]
+) -> tuple[ScheduledSequence, ...]:
+    """The followers of those whose prompts are complete after this step."""
+    complete = {item.sequence.request.group: item for item in prefills if item.completes_prompt}
+    forks = []
+    for follower in followers:
+        source = complete.get(follower.request.group)
+        # Whoever is in the wrong group computes a prompt of its own when the others have theirs.
+        if source is not None and source.sequence.has_same_prompt(follower):
+            forks.append(ScheduledSequence(follower, follower.num_prompt_tokens, source))
+    return tuple(forks)
 
 
 def _prefill_chunk(sequence: Sequence, budget: int) -> int:

@@ -35,8 +35,12 @@ class StepResult:
     logprobs: RawLogprobs | None = None
     prompt_logprobs: tuple[RawLogprobs, ...] = ()
     """For the prompt positions that this step predicted, in order."""
+    pooled: npt.NDArray[np.float64] | None = None
+    """The sum of the last hidden states of all prompt tokens so far, where it is wanted."""
     error: RequestError | None = None
     """Set when the step failed for this sequence; its state is as it was before."""
+    deferred: bool = False
+    """There was no state to take over: whoever was to compute it failed. Nothing has changed."""
 
 
 class TokenHistory:
@@ -73,6 +77,8 @@ class Sequence:
     history: TokenHistory | None = None
     forbidden: npt.NDArray[np.bool_] | None = None
     """Where the vocabulary has no allowed token. Only kept where the request allows only some."""
+    pooled: npt.NDArray[np.float64] | None = None
+    """The sum of the prompt's hidden states, as far as it is computed, for an embedding."""
     fenced: bool = False
     """Aborted while a step that uses the slot was in flight."""
     finish_reason: FinishReason | None = None
@@ -115,6 +121,10 @@ class Sequence:
             first_token=self.first_token_time,
             finished=self.finished_time,
         )
+
+    def has_same_prompt(self, other: "Sequence") -> bool:
+        """Whether this sequence's state after its prompt is the other's."""
+        return self.request.prompt_token_ids == other.request.prompt_token_ids
 
     def tokens_to_compute(self, num_tokens: int) -> Seq[int]:
         """The next `num_tokens` tokens that the model has not read."""

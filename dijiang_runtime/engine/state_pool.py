@@ -40,6 +40,10 @@ class StatePool:
         for slot in slots:
             self.states[:, self.source(slot)].zero_()
 
+    def fork(self, slot: int, into: int) -> None:
+        """Make what the step wrote for `slot` the next state of the slot `into` as well."""
+        self.states[:, self.target(into)] = self.states[:, self.target(slot)]
+
     def commit(self, slots: Iterable[int]) -> None:
         """Make what the step wrote the states of these slots."""
         for slot in slots:

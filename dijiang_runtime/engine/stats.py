@@ -19,6 +19,8 @@ class StatsCollector:
         self._step_decodes.append(len(plan.decodes))
         self._step_prefill_tokens.append(plan.num_prefill_tokens)
         self._generation_tokens += sum(result.token_id is not None for result in results)
+        deferred = (result.deferred for result in results[len(results) - len(plan.forks) :])
+        self._num_forks += len(plan.forks) - sum(deferred)
         self._num_failed_rows += sum(result.error is not None for result in results)
 
     def take(
@@ -36,6 +38,7 @@ class StatsCollector:
             step_seconds=tuple(self._step_seconds),
             step_decodes=tuple(self._step_decodes),
             step_prefill_tokens=tuple(self._step_prefill_tokens),
+            num_forks=self._num_forks,
             num_failed_rows=self._num_failed_rows,
         )
         self._clear()
@@ -46,4 +49,5 @@ class StatsCollector:
         self._step_decodes: list[int] = []
         self._step_prefill_tokens: list[int] = []
         self._generation_tokens = 0
+        self._num_forks = 0
         self._num_failed_rows = 0

@@ -64,6 +64,7 @@ def make_engine(text: str = "the quick brown fox", **changes: object) -> Engine:
         "state_bytes_total": 2,
         "num_parameters": 0,
         "num_layers": 0,
+        "hidden_size": 0,
         "family": "none",
         "device": "none",
         "dtype": "none",

@@ -121,14 +121,14 @@ def test_a_fault_that_passes_costs_nobody_anything(make_engine: MakeEngine) -> N
     rng, run_batch, commit = random.Random(0), runner._run_batch, runner._pool.commit
     num_faults = 0
 
-    def fail_sometimes(items: Any) -> Any:
+    def fail_sometimes(items: Any, forks: Any) -> Any:
         nonlocal num_faults
         if len(items) == 1 or rng.random() > 0.5:
-            return run_batch(items)
+            return run_batch(items, forks)
         # At the worst moment: every state is written, none is committed.
         num_faults += 1
         runner._pool.commit = lambda slots: None
-        run_batch(items)
+        run_batch(items, forks)
         runner._pool.commit = commit
         raise MemoryError("planted")
 

@@ -28,6 +28,7 @@ INFO = EngineInfo(
     state_bytes_total=2,
     num_parameters=0,
     num_layers=0,
+    hidden_size=16,
     family="none",
     device="none",
     dtype="none",

@@ -34,6 +34,7 @@ INFO = EngineInfo(
     parent_kv_cache_bytes_per_token=512,
     num_parameters=1_234_567,
     num_layers=2,
+    hidden_size=16,
     family="gpt_neox",
     device="cpu",
     dtype="float32",

@@ -42,7 +42,7 @@ async def test_tokens_and_sequences_are_counted_as_usage_counts_them(
     await client.post(COMPLETIONS, json=body)
     samples = await scrape(client)
     assert samples["dijiang_generation_tokens_total"] == 10
-    assert samples["dijiang_prompt_tokens_total"] == 8
+    assert samples["dijiang_prompt_tokens_total"] == 4
     assert samples["dijiang_request_success_total{finished_reason=length}"] == 2
     assert samples["dijiang_time_to_first_token_seconds_count"] == 2
     assert samples["dijiang_inter_token_latency_seconds_count"] == 8

@@ -89,10 +89,14 @@ class SimulatedRunner:
             self.rows[slot][self.committed[slot]] = EMPTY_STATE
         dies = self.rng.random() < self.faults.death
         all_fail = self.rng.random() < self.faults.all_rows
-        results, commits = [], []
+        results: list[StepResult] = []
+        commits: list[int] = []
         for item in plan:
             if dies and self.rng.random() < 0.5:
                 raise EngineKilledError
+            if item.source is not None and item.source.slot not in commits:
+                results.append(StepResult(deferred=True))
+                continue
             fails = all_fail or self.rng.random() < self.faults.row
             results.append(self._failed(item) if fails else self._advance(item))
             if not fails:
@@ -107,13 +111,20 @@ class SimulatedRunner:
 
     def _advance(self, item) -> StepResult:
         sequence, slot = item.sequence, item.slot
-        state = self.rows[slot][self.committed[slot]]
-        for token_id in sequence.tokens_to_compute(item.num_tokens):
-            state = read(state, token_id)
+        if item.source is not None:
+            state = self._state_to_take_over(item.source.slot)
+        else:
+            state = self.rows[slot][self.committed[slot]]
+            for token_id in sequence.tokens_to_compute(item.num_tokens):
+                state = read(state, token_id)
         self.rows[slot][1 - self.committed[slot]] = state
         if not item.completes_prompt:
             return StepResult()
         return StepResult(token_id=next_token(state))
+
+    def _state_to_take_over(self, slot: int) -> int:
+        """What the step has written for the slot, and commits with the copy."""
+        return self.rows[slot][1 - self.committed[slot]]
 
     def _failed(self, item) -> StepResult:
         self.failed.add(item.sequence.request_id)

@@ -15,6 +15,7 @@ import msgspec
 from dijiang_runtime.engine import detokenizer, engine, output_processor, scheduler, sequence
 from dijiang_runtime.engine.admission import QueueLimits
 from dijiang_runtime.request import FinishReason
+from tests.simulation import model
 
 Mutation = Callable[[], Any]
 MUTATIONS: dict[str, Mutation] = {}
@@ -322,3 +323,57 @@ def _off_grid() -> Iterator[None]:
 
     with patch.object(scheduler, "_prefill_chunk", cut):
         yield
+
+
+@replaces(
+    "a fork is taken before the step is committed", model.SimulatedRunner, "_state_to_take_over"
+)
+def _fork_before_commit(right, self, slot):
+    return self.rows[slot][self.committed[slot]]
+
+
+@replaces("a fork shares the slot of its source", _Scheduler, "schedule")
+def _shared_slot(right, self, now):
+    plan = right(self, now)
+    for fork in plan.forks:
+        self.slots.release(fork.sequence.slot)
+        fork.sequence.slot = fork.source.slot
+    return plan
+
+
+@replaces("a fork is taken of half a prompt", scheduler.ScheduledSequence, "completes_prompt")
+def _half_a_prompt(right, self):
+    return right(self) or (self.sequence.request.group is not None and self.source is None)
+
+
+@replaces("everybody computes the prompt of the group", _Scheduler, "_followers")
+def _no_followers(right, self):
+    return {}
+
+
+@replaces("followers wait for who has its prompt already", _Scheduler, "_followers")
+def _wait_for_ever(right, self):
+    first = {}
+    for seq in self.running.values():
+        if seq.request.group is not None:
+            first.setdefault(seq.request.group, seq)
+    return {
+        seq.request_id: seq
+        for seq in self.running.values()
+        if seq.is_prefilling and first.get(seq.request.group, seq) is not seq
+    }
+
+
+@replaces("a fork goes on although its source failed", _Scheduler, "update")
+def _undeferred(right, self, plan, results, now):
+    right(self, plan, [dataclasses.replace(r, deferred=False) for r in results], now)
+
+
+@replaces("a fork in flight is freed by an abort", _Scheduler, "abort")
+def _fork_unfenced(right, self, request_id, now):
+    in_flight = self._in_flight
+    if in_flight is not None:
+        self._in_flight = dataclasses.replace(in_flight, forks=())
+    found = right(self, request_id, now)
+    self._in_flight = in_flight
+    return found

@@ -10,6 +10,7 @@
     I9   the queue stays within its limits
     I10  when arrivals and faults stop, everything ends within bounded time
     I11  who may wait only so long for a slot waits no longer, and is given up for nothing else
+    I12  a group's prompt is computed for one of its sequences at a time; the others take its state
 
 I7 is about snapshots, which do not exist yet.
 """
@@ -18,9 +19,11 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+import msgspec
+
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.messages import EngineInfo
-from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.errors import EngineOverloadedError, InvalidRequestError
 from dijiang_runtime.request import FinishReason, Request, RequestOutput, SamplingParams
@@ -84,6 +87,8 @@ class World:
         self.max_batched_tokens = rng.choice((1, 64, 100, 512))
         stormy = rng.random() < 0.5
         self.faults = Faults(row=0.01, all_rows=0.005, death=0.003) if stormy else Faults()
+        self.group_rate = rng.choice((0.0, 0.1, 0.4))
+        self.forks: tuple[ScheduledSequence, ...] = ()
         self.abort_rate = rng.choice((0.0, 0.05, 0.3))
         self.clients: dict[str, Client] = {}
         self.open: dict[str, None] = {}
@@ -117,6 +122,7 @@ class World:
             state_bytes_total=16 * self.num_slots,
             num_parameters=0,
             num_layers=1,
+            hidden_size=16,
             family="simulated",
             device="none",
             dtype="none",
@@ -138,9 +144,24 @@ class World:
         burst = self.rng.choice((0, 0, 0, 1, 1, 2, 5, 12))
         for _ in range(min(burst, self.num_requests - self.num_received)):
             self._arrive()
+        if self.rng.random() < self.group_rate:
+            self._arrive_as_group(self.rng.choice((2, 3, 8)))
 
-    def _arrive(self) -> None:
-        request = self._random_request()
+    def _arrive_as_group(self, size: int) -> None:
+        """Several answers to one prompt: the same prompt, limits of their own."""
+        first = self._random_request()
+        group = f"{self.seed}-group-{self.num_received}"
+        for _ in range(min(size, self.num_requests - self.num_received)):
+            request = msgspec.structs.replace(
+                self._random_request(),
+                prompt_token_ids=first.prompt_token_ids,
+                priority=first.priority,
+                group=group,
+            )
+            self._arrive(request)
+
+    def _arrive(self, request: Request | None = None) -> None:
+        request = request or self._random_request()
         self.num_received += 1
         if self.open and self.rng.random() < 0.01:
             self._send_one_twice()
@@ -207,6 +228,7 @@ class World:
         for item in plan.prefills:
             end = item.sequence.num_computed_tokens + item.num_tokens
             check(item.completes_prompt or end % 64 == 0, "I4", "a cut off the chunk grid")
+        self._check_groups(plan)
         self.seen["prompt split"] += any(not i.completes_prompt for i in plan.prefills)
         self.seen["mixed step"] += bool(plan.decodes and plan.prefills)
         if self.rng.random() < self.abort_rate:
@@ -216,6 +238,31 @@ class World:
             check(not free & set(slots), "I6", "a slot was freed while a step was using it")
         if self.rng.random() < 0.1 and self.num_received < self.num_requests:
             self._arrive()
+
+    def _check_groups(self, plan: SchedulerOutput) -> None:
+        groups = [i.sequence.request.group for i in plan.prefills if i.sequence.request.group]
+        check(len(groups) == len(set(groups)), "I12", "two of a group compute their prompt")
+        for fork in plan.forks:
+            source = fork.source
+            check(source in plan.prefills, "I12", "a fork without a source")
+            assert source is not None
+            check(source.completes_prompt, "I12", "a fork of half a prompt")
+            check(fork.sequence.num_computed_tokens == 0, "I12", "a fork of who has begun")
+        forks = sorted(item.sequence.request_id for item in plan.forks)
+        self.seen["forked"] += len(forks)
+        followers = self.engine.scheduler._followers().keys()
+        self.seen["follower waited for its leader"] += bool(followers - set(forks))
+        first: dict[str | None, str] = {}
+        for sequence in self.engine.scheduler.running.values():
+            if sequence.is_prefilling:
+                first.setdefault(sequence.request.group, sequence.request_id)
+        check(not followers & set(first.values()), "I12", "they wait for nobody")
+        waiting = self.engine.scheduler.waiting.values()
+        late = {s.request.group for s in waiting if s.request.group}
+        self.seen["group admitted in parts"] += any(
+            f.sequence.request.group in late for f in plan.forks
+        )
+        self.forks = plan.forks
 
     def _abort_someone(self, when: str) -> None:
         running, waiting = self.engine.scheduler.running, self.engine.scheduler.waiting
@@ -247,6 +294,8 @@ class World:
         except EngineKilledError:
             self._bury()
             return
+        self.seen["fork deferred"] += sum(f.sequence.is_prefilling for f in self.forks)
+        self.forks = ()
         for output in outputs:
             self._deliver(output)
         overdue = [i for i in self.open if self.clients[i].aborted]
