@@ -18,7 +18,7 @@ from dijiang_runtime.conversion.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 # Never shrunk towards zero: a zero there is a statement, not an absence.
-_UNDECAYED = ("feature_map", "log_decay_rate", "embed_positions")
+_UNDECAYED = ("feature_map", "log_decay_rate", "embed_positions", "window_mix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,9 @@ def build_batch(items: Seq[ScheduledSequence], pool: StatePool, device: torch.de
         token_ids=tensor(rows.token_ids),
         positions=tensor(rows.positions),
         tiles=tuple(rows.tiles),
-        recurrence=PooledRecurrence(pool.states, tensor(source), tensor(target), segments),
+        recurrence=PooledRecurrence(
+            pool.states, tensor(source), tensor(target), segments, pool.caches
+        ),
         rows=tuple(rows.slices),
     )
 

@@ -65,7 +65,7 @@ def load(config: EngineConfig) -> LoadedEngine:
         eos_token_ids=eos_token_ids,
         num_slots=num_slots,
         state_bytes_per_sequence=StatePool.bytes_per_slot(model.config.state),
-        state_bytes_total=pool.states.nbytes,
+        state_bytes_total=pool.num_bytes,
         parent_kv_cache_bytes_per_token=model.config.parent_kv_cache_bytes_per_token,
         num_parameters=_num_parameters(model),
         num_layers=model.config.num_layers,

@@ -18,14 +18,23 @@ class StatePool:
 
     def __init__(self, spec: StateSpec, num_slots: int, device: torch.device | str = "cpu") -> None:
         num_rows = 2 * (num_slots + 1)
-        shape = (spec.num_layers, num_rows, spec.num_heads, spec.key_dim, spec.value_dim)
-        self.states: Tensor = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.states: Tensor = torch.zeros(
+            spec.state_shape(num_rows), dtype=torch.float32, device=device
+        )
+        # Keys and values of the windows; nothing where the model has none.
+        self.caches: Tensor = torch.zeros(
+            spec.cache_shape(num_rows), dtype=torch.float32, device=device
+        )
         # Which of its two rows a slot's committed state is in: 0 or 1.
         self._committed = [0] * (num_slots + 1)
 
     @staticmethod
     def bytes_per_slot(spec: StateSpec) -> int:
         return 2 * spec.num_bytes
+
+    @property
+    def num_bytes(self) -> int:
+        return self.states.nbytes + self.caches.nbytes
 
     def source(self, slot: int) -> int:
         """The row that holds the slot's state."""
@@ -39,6 +48,7 @@ class StatePool:
         """Empty the states of slots that were just handed out: forget who held them before."""
         for slot in slots:
             self.states[:, self.source(slot)].zero_()
+            self.caches[:, self.source(slot)].zero_()
 
     def fork(self, slot: int, into: int) -> None:
         """Make what the step wrote for `slot` the next state of the slot `into` as well."""

@@ -15,6 +15,7 @@ from dijiang_runtime.models.layers import GroupNorm, Linear, RMSNorm, silu
 from dijiang_runtime.models.recurrence import Recurrence
 from dijiang_runtime.models.rotary import rotate
 from dijiang_runtime.ops.linear import Tiles, per_head_linear
+from dijiang_runtime.ops.windowed import WindowInputs, with_ones
 
 NEUTRAL_GATE_BIAS = 1.2784645427610738
 """SiLU of this is 1: with a zero gate matrix the gate does nothing."""
@@ -44,7 +45,7 @@ class FeatureMap(nn.Module):
         else:
             self.register_parameter("weight", None)
 
-    def forward(self, x: Tensor, tiles: Tiles | None) -> Tensor:
+    def forward(self, x: Tensor, tiles: Tiles | None = None) -> Tensor:
         projected = per_head_linear(x, self.projection, tiles)
         if self.weight is None:
             return softmax_features(projected, negated_half=self.negated_half)
@@ -95,6 +96,11 @@ class Attention(nn.Module):
             self.gate = Linear(config.hidden_size, query_dim, bias=options.gate_bias)
         if options.readout == "group_norm":
             self.readout_norm = GroupNorm(options.num_groups, query_dim)
+        if options.window:
+            # e^mix φ(q)·φ(k) is 1 where features are flat, as e^(q·k) where the score is 0.
+            flat = math.log(options.num_features / (4 if options.negated_half else 1))
+            self.window_mix = nn.Parameter(torch.full((config.num_heads,), flat))
+            self.window_mix_query = nn.Parameter(torch.zeros(config.num_heads, config.head_dim))
 
     def initialise_gate(self) -> None:
         """The authors' small random gate, or a neutral one where it has a bias."""
@@ -116,13 +122,13 @@ class Attention(nn.Module):
         """Return what attention adds to the residual. `x` is [N, D], `positions` [N]."""
         q, k, v = self._project(x, angles, tiles)
         phi_q = self.feature_map(q, tiles)
-        phi_k = self.feature_map(k, tiles)
-        log_decay, phi_q, phi_k = self._decay(phi_q, phi_k, positions)
-        if self.config.attention.readout == "normalizer":
-            y = self._normalized(phi_q, phi_k, v, log_decay, recurrence)
+        if self.config.attention.window:
+            y = recurrence.attend_windowed(
+                self.layer, self._window_inputs(q, k, v, phi_q), positions
+            )
+            y = y.flatten(1)
         else:
-            y = recurrence.attend(self.layer, phi_q, phi_k, v, log_decay).flatten(1)
-            y = self.readout_norm(y)
+            y = self._linear(phi_q, self.feature_map(k, tiles), v, positions, recurrence)
         if self.config.attention.gate:
             y = silu(self.gate(x, tiles), tiles) * y
         return self.o_proj(y, tiles)
@@ -143,6 +149,32 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         return q, k, v
 
+    def _linear(
+        self, phi_q: Tensor, phi_k: Tensor, v: Tensor, positions: Tensor, recurrence: Recurrence
+    ) -> Tensor:
+        log_decay, phi_q, phi_k = self._decay(phi_q, phi_k, positions)
+        if self.config.attention.readout == "normalizer":
+            return self._normalized(phi_q, phi_k, v, log_decay, recurrence)
+        return self.readout_norm(
+            recurrence.attend(self.layer, phi_q, phi_k, v, log_decay).flatten(1)
+        )
+
+    def _window_inputs(self, q: Tensor, k: Tensor, v: Tensor, phi_q: Tensor) -> WindowInputs:
+        options = self.config.attention
+        mix = (q * self.window_mix_query.to(q.dtype)).sum(dim=-1) + self.window_mix.to(q.dtype)
+        return WindowInputs(
+            # The parent's scale, of which OPT has already applied all.
+            q=q * (self.config.head_dim**-0.5 / self.config.query_scale),
+            k=k,
+            v=v,
+            phi_q=phi_q,
+            mix=mix,
+            log_decay=-self.log_decay_rate.to(q.dtype).exp(),
+            features=self.feature_map,
+            window=options.window,
+            sinks=options.sinks,
+        )
+
     def _decay(self, q: Tensor, k: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the log decay, [H] or [N, H], and the features with the tables' scales applied."""
         if not self.config.attention.decay_tables:
@@ -161,8 +193,7 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, recurrence: Recurrence
     ) -> Tensor:
         # The state of a value that is always 1 is the accumulated feature mass.
-        v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1)
-        y = recurrence.attend(self.layer, q, k, v, log_decay)
+        y = recurrence.attend(self.layer, q, k, with_ones(v), log_decay)
         return (y[..., :-1] / y[..., -1:].clamp(min=_MIN_NORMALIZER)).flatten(1)
 
 

@@ -15,7 +15,7 @@ MODEL_TYPE = "dijiang"
 T = TypeVar("T")
 
 Family = Literal["gpt_neox", "llama", "opt"]
-Preset = Literal["official", "dijiang"]
+Preset = Literal["official", "dijiang", "dijiang+window"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,22 @@ class AttentionConfig:
     decay_tables: bool = False
     """Trained per-position tables D1, D2 of the authors' checkpoints instead of one decay a head.
     Positions beyond the tables are refused."""
+    window: int = 0
+    """Tokens that are attended to by softmax, as in the parent, the token itself included; only
+    those before them are linear. 0: everything is linear. Needs the `normalizer` read-out."""
+    sinks: int = 0
+    """First tokens of a sequence that stay in the softmax for good."""
+
+    def __post_init__(self) -> None:
+        if self.window < 0 or self.sinks < 0 or (self.sinks and not self.window):
+            raise UnsupportedModelError(
+                f"attention has a window of {self.window} tokens and {self.sinks} sinks; neither "
+                "may be negative, and sinks need a window."
+            )
+        if self.window and (self.readout != "normalizer" or self.decay_tables):
+            raise UnsupportedModelError(
+                "attention with a window needs the normalizer read-out, and no decay tables."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +132,8 @@ class ModelConfig:
             num_heads=self.num_kv_heads,
             key_dim=self.attention.num_features,
             value_dim=self.head_dim + extra,
+            cache_tokens=self.attention.window + self.attention.sinks,
+            head_dim=self.head_dim,
         )
 
     @property
@@ -167,17 +185,31 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """One sequence's recurrent state: `[num_layers, num_heads, key_dim, value_dim]` float32."""
+    """One sequence's state, float32: `[num_layers, num_heads, key_dim, value_dim]`, and where there
+    is a window, the keys and values in it: `[num_layers, num_heads, 2, cache_tokens, head_dim]`."""
 
     num_layers: int
     num_heads: int
     """Key/value heads: query heads of a group share one state."""
     key_dim: int
     value_dim: int
+    cache_tokens: int = 0
+    """Window and sinks."""
+    head_dim: int = 0
 
     @property
     def num_bytes(self) -> int:
-        return 4 * self.num_layers * self.num_heads * self.key_dim * self.value_dim
+        """Of everything that is kept of a sequence, however long it grows."""
+        of_head = self.key_dim * self.value_dim + 2 * self.cache_tokens * self.head_dim
+        return 4 * self.num_layers * self.num_heads * of_head
+
+    def state_shape(self, num_rows: int) -> tuple[int, ...]:
+        """`[layers, rows, H, K, V]`"""
+        return (self.num_layers, num_rows, self.num_heads, self.key_dim, self.value_dim)
+
+    def cache_shape(self, num_rows: int) -> tuple[int, ...]:
+        """`[layers, rows, H, 2, cache tokens, d]`, without elements where there is no window."""
+        return (self.num_layers, num_rows, self.num_heads, 2, self.cache_tokens, self.head_dim)
 
 
 # What transformers adds to every config.json; it changes nothing about our arithmetic.

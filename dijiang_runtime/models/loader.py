@@ -22,7 +22,7 @@ from dijiang_runtime.models.weights import (
 )
 
 # Small, and sensitive to rounding: float32 whatever the weights' dtype.
-_ALWAYS_FLOAT32 = ("log_decay_rate", "D1", "D2", "feature_map", "norm")
+_ALWAYS_FLOAT32 = ("log_decay_rate", "D1", "D2", "feature_map", "norm", "window_mix")
 
 
 def load_config(folder: Path) -> ModelConfig:

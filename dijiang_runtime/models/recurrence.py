@@ -11,8 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dijiang_runtime.ops import dispatch, torch_ops, training
+from dijiang_runtime.ops import dispatch, torch_ops, training, windowed
 from dijiang_runtime.ops.linear import CHUNK_TILE
+from dijiang_runtime.ops.windowed import WindowInputs
 
 
 class Recurrence(Protocol):
@@ -26,6 +27,10 @@ class Recurrence(Protocol):
 
         `log_decay` has shape [H], or [N, H] where it depends on the position.
         """
+        ...
+
+    def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
+        """Return the outputs [N, Hq, d] of a model with a window; `positions` is [N]."""
         ...
 
 
@@ -47,6 +52,10 @@ class FreshSequences:
         state = k.new_zeros(self.batch, k.shape[2], k.shape[3], v.shape[3])
         o, _ = torch_ops.chunk(q, k, v, log_decay, state)
         return o.flatten(0, 1)
+
+    def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
+        x = inputs.map(lambda rows: rows.unflatten(0, (self.batch, self.length)))
+        return windowed.whole(x).flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class PooledRecurrence:
         decode_source: Tensor,
         decode_target: Tensor,
         prefills: Sequence[PrefillSegment] = (),
+        caches: Tensor | None = None,
     ) -> None:
         """
         Args:
@@ -84,11 +94,14 @@ class PooledRecurrence:
             decode_target: Where its next state goes. Int64.
             prefills: Parts of prompts, in batch order, after the decodes. Rows that belong to
                 neither are padding: their read-out is 0.
+            caches: Keys and values of the windows, of a model that has them. Shape
+                [layers, rows, H, 2, S + W, d], float32; rows as in `states`.
         """
         self.states = states
         self.decode_source = decode_source
         self.decode_target = decode_target
         self.prefills = prefills
+        self.caches = caches
         self._finite: list[Tensor] = []
 
     def finite_rows(self) -> Tensor:
@@ -127,8 +140,44 @@ class PooledRecurrence:
                 )
                 out[rows] = o[0]
             states[segment.target] = state[0]
+        self._note_finite_rows(out, states)
+        return out
+
+    def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
+        assert self.caches is not None, "a model with windows is given their caches"
+        states, caches = self.states[layer], self.caches[layer]
+        out = torch.zeros_like(inputs.q)
+        if num_decodes := self.decode_source.shape[0]:
+            decodes = inputs.rows(slice(num_decodes))
+
+            def linear_step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                named = states, self.decode_source, self.decode_target
+                return dispatch.step(q, k, v, decodes.log_decay, *named)
+
+            out[:num_decodes] = windowed.step(
+                decodes,
+                positions[:num_decodes],
+                caches,
+                self.decode_source,
+                self.decode_target,
+                linear_step,
+            )
+        for segment in self.prefills:
+            state, cache = states[segment.source, None], caches[segment.source, None]
+            for offset in range(0, segment.length, CHUNK_TILE):
+                first = segment.start + offset
+                rows = slice(first, first + min(CHUNK_TILE, segment.length - offset))
+                part = inputs.rows(rows).map(lambda x: x.unsqueeze(0))
+                start = positions[first : first + 1]
+                o, state, cache = windowed.chunk(part, state, cache, start)
+                out[rows] = o[0]
+            states[segment.target], caches[segment.target] = state[0], cache[0]
+        self._note_finite_rows(out, states, caches)
+        return out
+
+    def _note_finite_rows(self, out: Tensor, *stores: Tensor) -> None:
         finite = out.isfinite().flatten(1).all(dim=1)
         for segment in self.prefills:
-            finite[segment.start] &= states[segment.target].isfinite().all()
+            for store in stores:
+                finite[segment.start] &= store[segment.target].isfinite().all()
         self._finite.append(finite)
-        return out

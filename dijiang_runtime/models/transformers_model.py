@@ -21,7 +21,8 @@ from transformers.utils.generic import ModelOutput
 from dijiang_runtime.models.config import MODEL_TYPE, ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.loader import load_config, load_model, save_model
-from dijiang_runtime.ops import torch_ops
+from dijiang_runtime.ops import torch_ops, windowed
+from dijiang_runtime.ops.windowed import WindowInputs
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(ModelConfig))
 
@@ -67,8 +68,8 @@ class SequenceStates:
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device) -> None:
         spec = config.state
-        shape = (spec.num_layers, batch, spec.num_heads, spec.key_dim, spec.value_dim)
-        self.layers = list(torch.zeros(shape, device=device).unbind())
+        self.layers = list(torch.zeros(spec.state_shape(batch), device=device).unbind())
+        self.caches = list(torch.zeros(spec.cache_shape(batch), device=device).unbind())
         self.positions = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         """Of the next token of each sequence. Shape [B, 1]."""
         self._is_token = torch.ones(batch, 1, dtype=torch.bool, device=device)
@@ -93,9 +94,19 @@ class SequenceStates:
         o, self.layers[layer] = torch_ops.chunk(q, k, v, log_decay, self.layers[layer])
         return o.flatten(0, 1)
 
+    def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
+        x = inputs.map(lambda rows: rows.unflatten(0, self._is_token.shape))
+        # Padding stands at negative positions, which nothing looks at.
+        start = self.positions[:, 0] - self._is_token.shape[1]
+        o, self.layers[layer], self.caches[layer] = windowed.chunk(
+            x, self.layers[layer], self.caches[layer], start
+        )
+        return o.flatten(0, 1)
+
     def reorder(self, beams: Tensor) -> Self:
         """Choose the sequences that go on, for beam search."""
         self.layers = [states[beams] for states in self.layers]
+        self.caches = [caches[beams] for caches in self.caches]
         self.positions = self.positions[beams]
         return self
 

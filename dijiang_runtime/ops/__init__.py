@@ -10,6 +10,7 @@ a group share the state of their key/value head.
     reference.py    float64, token by token; the truth that the others are tested against
     torch_ops.py    portable, differentiable
     training.py     whole sequences at once, with gradients worked out by hand
+    windowed.py     the last tokens by softmax attention, only those before them by this
     cpu/            the step compiled for the CPU
     dispatch.py     which backend serves a device
     linear.py       matrix products whose bits do not depend on the batch

@@ -1,4 +1,4 @@
-"""Decayed linear attention token by token in float64: slow, obvious, and the truth."""
+"""Attention token by token in float64: slow, obvious, and the truth."""
 
 import torch
 from torch import Tensor
@@ -50,3 +50,44 @@ def step(
         states[target[row]] = state[0]
         outputs.append(o[0, 0])
     return torch.stack(outputs)
+
+
+def windowed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    phi_q: Tensor,
+    phi_k: Tensor,
+    mix: Tensor,
+    log_decay: Tensor,
+    *,
+    window: int,
+    sinks: int,
+) -> Tensor:
+    """Softmax over window and sinks with linear attention over the rest: `windowed`'s formula.
+
+    Args:
+        q: One whole sequence. Shape [T, Hq, d]; k and v [T, H, d]; phi_q [T, Hq, K]; phi_k
+            [T, H, K]; mix [T, Hq]; log_decay [H].
+
+    Returns:
+        The outputs [T, Hq, d], float64.
+    """
+    group = q.shape[1] // k.shape[1]
+    q, k, v, phi_q, phi_k, mix = (x.double() for x in (q, k, v, phi_q, phi_k, mix))
+    decay = log_decay.double().exp()
+    outputs = []
+    for n in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            kv = head // group
+            weights = []
+            for j in range(n + 1):
+                if j > n - window or j < sinks:
+                    weights.append((q[n, head] @ k[j, kv]).exp())
+                else:
+                    similarity = phi_q[n, head] @ phi_k[j, kv]
+                    scale = mix[n, head].exp() * decay[kv] ** (n - window - j)
+                    weights.append(scale * similarity)
+            w = torch.stack(weights)
+            outputs.append(w @ v[: n + 1, kv] / w.sum())
+    return torch.stack(outputs).view_as(q)

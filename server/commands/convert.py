@@ -19,6 +19,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 class PresetName(StrEnum):
     DIJIANG = "dijiang"
     OFFICIAL = "official"
+    WINDOW = "dijiang+window"
 
 
 def byte_size(text: str) -> int:
@@ -37,7 +38,10 @@ def convert(
     out: Annotated[Path, typer.Argument(help="Folder of the DiJiang model.")],
     preset: Annotated[
         PresetName,
-        typer.Option(help="dijiang: trains best. official: the authors' operator, bit-faithful."),
+        typer.Option(
+            help="dijiang: trains best of the linear ones. dijiang+window: keeps softmax attention "
+            "over the last 64 tokens. official: the authors' operator, bit-faithful."
+        ),
     ] = PresetName.DIJIANG,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     seed: Annotated[int, typer.Option(help="Of what the parent does not have.")] = 0,

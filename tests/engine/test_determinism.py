@@ -10,6 +10,7 @@ import pytest
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.models.config import AttentionConfig
+from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from tests.engine.requests import random_requests
 
@@ -110,6 +111,7 @@ def test_neighbours_do_not_matter_at_any_number_of_threads(
 OFFICIAL = AttentionConfig(num_features=16, num_groups=16)
 FAMILIES = {
     "official": {"preset": "official", "attention": OFFICIAL},
+    "window": {"preset": "dijiang+window", "attention": attention_config("dijiang+window", 16)},
     "decay-tables": {
         "preset": "official",
         "attention": AttentionConfig(num_features=16, num_groups=16, decay_tables=True),
