@@ -11,6 +11,8 @@ _OWN_SECTION = ("command", "tensors", "half_lives")
 _PRESETS = {
     "dijiang": "a learned feature map for every key/value head with a negated half, a learned "
     "decay, division by the accumulated feature mass, and a gate that starts neutral",
+    "dijiang+window": "the parent's softmax attention over the last tokens and the first few, and "
+    "the operator of `dijiang` for all others, under one normalizer",
     "official": "the operator of the authors' code: one frozen feature map for each layer, fixed "
     "decays, group norm, and a small random gate",
 }
@@ -65,6 +67,11 @@ def _attention(config: ModelConfig, conversion: dict[str, Any] | None) -> str:
         f"{config.num_kv_heads} states of {config.attention.num_features} features by "
         f"{config.head_dim} values each ({config.family} family).",
     ]
+    if config.attention.window:
+        lines.append(
+            f"Softmax over the last {config.attention.window} tokens and the first "
+            f"{config.attention.sinks}, whose keys and values are part of the state."
+        )
     if conversion is not None and conversion.get("half_lives"):
         flat = [value for layer in conversion["half_lives"] for value in layer]
         source = "the parent's own look-back" if conversion.get("calibrated_on") else "its options"

@@ -44,7 +44,7 @@ def copied_pairs(family: str, parent: dict[str, torch.Tensor]) -> dict[str, torc
     }
 
 
-@pytest.mark.parametrize("preset", ["dijiang", "official"])
+@pytest.mark.parametrize("preset", ["dijiang", "dijiang+window", "official"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_parents_weights_are_kept_bit_for_bit(
     parents: dict[str, Path], tmp_path: Path, family: str, preset: str
