@@ -24,6 +24,11 @@ CHART_VENV := deploy/.venv
 CHART_BIN := $(CHART_VENV)/bin
 CHART_READY := $(CHART_VENV)/.installed
 
+# Ray is large, and an option.
+RAY_VENV := deploy/.ray-venv
+RAY_BIN := $(RAY_VENV)/bin
+RAY_READY := $(RAY_VENV)/.installed
+
 # Locks, audits and bills of material are made by tools that nothing else needs.
 SUPPLY_VENV := deploy/.supply-venv
 SUPPLY_BIN := $(SUPPLY_VENV)/bin
@@ -110,6 +115,10 @@ chart-test: $(CHART_READY) ## Test the Helm chart, the alerts and the Dockerfile
 	$(CHART_BIN)/check-jsonschema --schemafile $(CHART)/values.schema.json $(CHART)/ci/*.yaml
 	$(CHART_BIN)/python -m pytest -c tests/deploy/chart/pytest.ini tests/deploy/chart $(ARGS)
 
+.PHONY: ray-test
+ray-test: $(RAY_READY) ## Test the Ray Serve application with two replicas, in an environment of its own
+	$(RAY_BIN)/python -m pytest tests/deploy/test_ray.py -m slow $(ARGS)
+
 .PHONY: chart-readme
 chart-readme: $(TEST_READY) ## Write the table of values in the chart's README
 	$(BIN)/python deploy/helm/values_table.py
@@ -146,7 +155,7 @@ install: $(TEST_READY) ## Install everything, for work in an editor
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the build outputs
-	rm -rf $(VENV) $(CHART_VENV) $(SUPPLY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CHART_VENV) $(SUPPLY_VENV) $(RAY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -179,4 +188,14 @@ $(SUPPLY_READY): deploy/requirements-supply.txt
 	@echo "Installing the supply-chain tools into $(SUPPLY_VENV)"
 	@$(PYTHON) -m venv $(SUPPLY_VENV)
 	@$(SUPPLY_BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+$(RAY_READY): $(SOURCES) deploy/ray/requirements.txt
+	@test -n "$(PYTHON)" || { echo >&2 "Python 3.11 or newer with venv was not found."; exit 1; }
+	@echo "Installing Ray and what its test needs into $(RAY_VENV)"
+	@$(PYTHON) -m venv $(RAY_VENV)
+	@$(RAY_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r deploy/ray/requirements.txt setuptools
+	@$(RAY_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation -e .
 	@touch $@

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -42,6 +43,12 @@ def log_plainly() -> None:
 def demo_model_folder() -> Path:
     """The folder of the model that comes with the package."""
     return Path(dijiang_runtime.demo.__path__[0])
+
+
+def or_demo_model(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables, completed by those of the demo model where they name no model."""
+    demo = {"DIJIANG_MODEL": str(demo_model_folder()), "DIJIANG_SERVED_MODEL_NAME": DEMO_MODEL_NAME}
+    return dict(environ) if "DIJIANG_MODEL" in environ else {**demo, **environ}
 
 
 def model_folder(model: Path | None) -> Path:

@@ -1,12 +1,13 @@
 """`dijiang serve`."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import typer
 
 from dijiang_runtime.config import EngineConfig
-from server.commands.common import DEMO_MODEL_NAME, ModelArgument, model_folder
+from server.commands.common import ModelArgument, model_folder, or_demo_model
 from server.commands.options import with_config_flags
 from server.config import ServerConfig, merge_options
 
@@ -28,11 +29,10 @@ def serve(model: ModelArgument = None, *, flags: dict[str, Any]) -> None:
     """
     from server.run import run_server
 
-    environ = dict(os.environ)
-    if model is None and "DIJIANG_MODEL" not in environ:
-        environ["DIJIANG_MODEL"] = str(model_folder(None))
-        environ.setdefault("DIJIANG_SERVED_MODEL_NAME", DEMO_MODEL_NAME)
-    elif model is not None:
+    environ: Mapping[str, str] = os.environ
+    if model is None:
+        environ = or_demo_model(environ)
+    else:
         flags["model"] = model_folder(model)
     config = ServerConfig.resolve(flags, environ)
     engine_config = merge_options(EngineConfig, flags, environ)

@@ -30,7 +30,7 @@ class Proxy:
 
     def __init__(self, kind: str, replicas: list[str], folder: Path) -> None:
         name, command = COMMANDS[kind]
-        self.port = _free_port()
+        self.port = free_port()
         config = folder / name
         config.write_text(self._on_our_ports((CONFIGS / name).read_text("utf-8"), replicas))
         arguments = [word.replace("{pid}", str(folder / "pid")) for word in command]
@@ -80,7 +80,7 @@ class Proxy:
         return config
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
