@@ -1,4 +1,4 @@
-"""A small synchronous client of the OpenAI-compatible API.
+"""The synchronous client of the OpenAI-compatible API.
 
 with Client("http://127.0.0.1:8000") as client:
     with client.stream_chat([Message("user", "Tell me a story.")], max_tokens=100) as stream:
@@ -7,92 +7,36 @@ with Client("http://127.0.0.1:8000") as client:
 """
 
 import contextlib
-import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from clients.errors import (
-    ProtocolError,
-    ServerUnreachableError,
-    StreamError,
-    error_from_event,
-    error_from_response,
+from clients import wire
+from clients.errors import ClientError, ServerUnreachableError, error_from_response
+from clients.http import (
+    DEFAULT_BASE_URL,
+    build_request,
+    check_event_stream,
+    lift_read_timeout,
+    parse_base_url,
+    reading_errors,
+    request_headers,
+    sending_errors,
 )
-from clients.sse import SSEDecoder
+from clients.messages import Answer, Delta, Message, Model, Sampling, Tokens
+from clients.retries import DEFAULT_RETRIES, Retries
+from clients.timeouts import DEFAULT_TIMEOUTS, Deadlines, Limit, Timeouts
+from clients.watchdog import Watchdog
+from clients.wire import AnswerDecoder, Call
 
-DEFAULT_BASE_URL = "http://127.0.0.1:8000"
-# A long answer that is not streamed says nothing until it is done.
-DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+T = TypeVar("T")
 
-
-class Sampling(TypedDict, total=False):
-    """Sampling parameters as the API spells them; what is left out keeps the server's default."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    frequency_penalty: float
-    presence_penalty: float
-    repetition_penalty: float
-    logit_bias: Mapping[str, float]
-    seed: int
-    stop: str | Sequence[str]
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One finished answer."""
-
-    index: int
-    text: str
-    finish_reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The response to a request that was not streamed."""
-
-    id: str
-    model: str
-    choices: tuple[Choice, ...]
-    usage: Usage | None
-
-    @property
-    def text(self) -> str:
-        """The text of the first choice."""
-        return self.choices[0].text
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What one event of a stream adds to one choice. `usage` comes alone, with the last event."""
-
-    index: int = 0
-    text: str = ""
-    finish_reason: str | None = None
-    usage: Usage | None = None
+LINGER_SECONDS = 0.2
+"""How long the end of a response may take after the end of its answer, to keep the connection."""
 
 
 class Stream:
@@ -101,8 +45,9 @@ class Stream:
     Leaving its `with` block closes the connection, which stops the answer on the server.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, deadlines: Deadlines, sent: float) -> None:
         self._response = response
+        self._deltas = self._read(deadlines, sent)
 
     def __enter__(self) -> Self:
         return self
@@ -116,27 +61,53 @@ class Stream:
         self.close()
 
     def close(self) -> None:
+        self._deltas.close()
         self._response.close()
 
     def __iter__(self) -> Iterator[Delta]:
-        """Yield the deltas.
+        return self
+
+    def __next__(self) -> Delta:
+        """The next delta.
 
         Raises:
-            StreamError: the server ended the stream with an error, or it broke off before its end.
+            StreamError: the server ended the answer with an error, or it broke off before its end.
+            RequestTimeoutError: a limit passed.
         """
-        decoder = SSEDecoder()
-        try:
-            for chunk in self._response.iter_bytes():
-                for event in decoder.feed(chunk):
-                    if event.data == "[DONE]":
-                        return
-                    yield from _deltas(event.data)
-        except httpx.TransportError as exc:
-            raise StreamError(f"The connection broke in mid-answer: {exc}") from exc
-        finally:
-            self.close()
-        # Without the end mark the answer may be cut short; that must not look like success.
-        raise StreamError("The stream ended before the answer did.")
+        return next(self._deltas)
+
+    def _read(self, deadlines: Deadlines, sent: float) -> Generator[Delta]:
+        decoder = AnswerDecoder()
+        limit = deadlines.first_token(sent)
+        with contextlib.closing(self._response), Watchdog(self._response) as watchdog:
+            chunks = self._response.iter_bytes()
+            while not decoder.is_done:
+                if (chunk := read_chunk(chunks, watchdog, limit)) is None:
+                    decoder.end()
+                for delta in decoder.feed(chunk or b""):
+                    yield delta
+                    if delta.text:
+                        limit = deadlines.next_token(time.monotonic())
+            with contextlib.suppress(ClientError):
+                at = time.monotonic() + LINGER_SECONDS
+                read_chunk(chunks, watchdog, Limit(at, "total", LINGER_SECONDS))
+
+
+def read_chunk(chunks: Iterator[bytes], watchdog: Watchdog, limit: Limit) -> bytes | None:
+    """The next piece of a response, or None at its end."""
+    watchdog.arm(limit)
+    try:
+        with reading_errors(limit):
+            chunk = next(chunks, None)
+    except ClientError as exc:
+        if watchdog.has_bitten:
+            raise limit.error() from exc
+        raise
+    finally:
+        watchdog.disarm()
+    if chunk is None and watchdog.has_bitten:
+        raise limit.error()
+    return chunk
 
 
 class Client:
@@ -155,20 +126,16 @@ class Client:
         *,
         api_key: str | None = None,
         model: str | None = None,
-        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        retries: Retries = DEFAULT_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.base_url = parse_base_url(base_url)
         self._model = model
-        try:
-            self._http = httpx.Client(
-                base_url=self.base_url,
-                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-                timeout=timeout,
-                transport=transport,
-            )
-        except httpx.InvalidURL as exc:
-            raise ServerUnreachableError(f"{base_url!r} is not an address: {exc}.") from exc
+        self._timeouts = timeouts
+        self._retries = retries
+        headers = request_headers(api_key)
+        self._http = httpx.Client(base_url=self.base_url, headers=headers, transport=transport)
 
     def __enter__(self) -> Self:
         return self
@@ -184,113 +151,116 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    @property
-    def model(self) -> str:
+    def model_name(self) -> str:
         """The model that requests name. The server is asked once if none was given."""
         if self._model is None:
-            names = self.models()
-            if not names:
+            models = self.models()
+            if not models:
                 raise ServerUnreachableError(f"The server at {self.base_url} serves no model.")
-            self._model = names[0]
+            self._model = models[0].id
         return self._model
 
-    def models(self) -> list[str]:
-        """The names of the models that the server serves."""
-        response = self._send("GET", "/v1/models", None)
-        with _openai_shape():
-            return [model["id"] for model in response.json()["data"]]
+    def models(self) -> list[Model]:
+        """The models that the server serves."""
+        return self._call(wire.list_models())
 
     def complete(self, prompt: str, **sampling: Unpack[Sampling]) -> Answer:
         """Continue a text and return when the whole answer is there."""
-        return _answer(self._send("POST", "/v1/completions", self._completion(prompt, sampling)))
+        return self._call(wire.complete(self.model_name(), prompt, sampling))
 
     def chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Answer:
         """Answer a conversation and return when the whole answer is there."""
-        return _answer(self._send("POST", "/v1/chat/completions", self._chat(messages, sampling)))
+        return self._call(wire.chat(self.model_name(), messages, sampling))
 
-    def stream_completion(self, prompt: str, **sampling: Unpack[Sampling]) -> Stream:
-        """Continue a text, delta by delta. Returns when the server has accepted the request."""
-        return self._stream("/v1/completions", self._completion(prompt, sampling))
+    def stream_completion(
+        self, prompt: str, *, continuous_usage: bool = False, **sampling: Unpack[Sampling]
+    ) -> Stream:
+        """Continue a text, delta by delta. Returns when the server has accepted the request.
 
-    def stream_chat(self, messages: Sequence[Message], **sampling: Unpack[Sampling]) -> Stream:
+        `continuous_usage` asks for the usage so far with every event, which not every server knows.
+        """
+        call = wire.complete(self.model_name(), prompt, sampling)
+        return self._stream(call.streamed(continuous_usage=continuous_usage))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        continuous_usage: bool = False,
+        **sampling: Unpack[Sampling],
+    ) -> Stream:
         """Answer a conversation, delta by delta. Returns when the server has accepted it."""
-        return self._stream("/v1/chat/completions", self._chat(messages, sampling))
+        call = wire.chat(self.model_name(), messages, sampling)
+        return self._stream(call.streamed(continuous_usage=continuous_usage))
 
-    def _completion(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
-        return {"model": self.model, "prompt": prompt, **sampling}
+    def tokenize(self, text: str | Sequence[Message]) -> Tokens:
+        """The tokens of a text, or of the prompt that a conversation becomes."""
+        return self._call(wire.tokenize(self.model_name(), text))
 
-    def _chat(self, messages: Sequence[Message], sampling: Sampling) -> dict[str, Any]:
-        turns = [dataclasses.asdict(message) for message in messages]
-        return {"model": self.model, "messages": turns, **sampling}
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens."""
+        return self._call(wire.detokenize(self.model_name(), tokens))
 
-    def _stream(self, path: str, body: Mapping[str, Any]) -> Stream:
-        options = {"stream": True, "stream_options": {"include_usage": True}}
-        return Stream(self._send("POST", path, {**body, **options}, stream=True))
+    def metrics(self) -> dict[str, float]:
+        """The server's metrics by name, those that differ in their labels added up."""
+        return self._call(wire.metrics())
+
+    def _call(self, call: Call[T]) -> T:
+        deadlines = Deadlines(self._timeouts, time.monotonic())
+        response, _ = self._send(call, deadlines, is_streamed=False)
+        return call.read(read_whole(response, deadlines.total))
+
+    def _stream(self, call: Call[Any]) -> Stream:
+        deadlines = Deadlines(self._timeouts, time.monotonic())
+        response, sent = self._send(call, deadlines, is_streamed=True)
+        return Stream(response, deadlines, sent)
 
     def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None, *, stream: bool = False
-    ) -> httpx.Response:
-        """Send one request and return its response, whose status is a success.
+        self, call: Call[Any], deadlines: Deadlines, *, is_streamed: bool
+    ) -> tuple[httpx.Response, float]:
+        """Send a request until it is accepted; return the open response, and when it was sent."""
+        num_retries = 0
+        while True:
+            sent = time.monotonic()
+            try:
+                return self._send_once(call, deadlines, sent, is_streamed), sent
+            except ClientError as exc:
+                pause = self._retries.pause(num_retries, exc, random.random())
+                if pause is None or time.monotonic() + pause >= deadlines.total.at:
+                    raise
+            num_retries += 1
+            time.sleep(pause)
 
-        Raises:
-            ServerUnreachableError: nobody answered.
-            APIError: the server refused.
-        """
-        request = self._http.build_request(method, path, json=body)
-        try:
-            response = self._http.send(request, stream=stream)
+    def _send_once(
+        self, call: Call[Any], deadlines: Deadlines, now: float, is_streamed: bool
+    ) -> httpx.Response:
+        timeout, limit = deadlines.of_request(now, is_streamed=is_streamed)
+        with sending_errors(self.base_url, limit):
+            response = self._http.send(build_request(self._http, call, timeout), stream=True)
+        lift_read_timeout(response)
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(response.close)
             if response.is_error:
-                response.read()
-        except httpx.TransportError as exc:
-            raise ServerUnreachableError(f"No server answers at {self.base_url} ({exc}).") from exc
-        if response.is_error:
-            raise error_from_response(response)
+                raise error_from_response(response, read_error_body(response, deadlines.total))
+            if is_streamed:
+                check_event_stream(response)
+            on_failure.pop_all()
         return response
 
 
-@contextlib.contextmanager
-def _openai_shape() -> Iterator[None]:
-    """Turn the failure to read a body into one error that says what it means."""
+def read_whole(response: httpx.Response, limit: Limit) -> bytes:
+    """The body of a response, which is closed then."""
+    body = bytearray()
+    with contextlib.closing(response), Watchdog(response) as watchdog:
+        chunks = response.iter_bytes()
+        while (chunk := read_chunk(chunks, watchdog, limit)) is not None:
+            body += chunk
+    return bytes(body)
+
+
+def read_error_body(response: httpx.Response, limit: Limit) -> bytes:
+    """As much as there is: the status says the most important part."""
     try:
-        yield
-    except (ValueError, TypeError, LookupError) as exc:
-        raise ProtocolError(
-            "What answers at this address is not an OpenAI-compatible API."
-        ) from exc
-
-
-def _usage(body: Mapping[str, Any]) -> Usage | None:
-    usage = body.get("usage")
-    return Usage(usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    """The text of a choice, which chat and completions, streamed or not, put in three places."""
-    for name in ("delta", "message"):
-        if name in choice:
-            return choice[name].get("content") or ""
-    return choice["text"] or ""
-
-
-def _answer(response: httpx.Response) -> Answer:
-    with _openai_shape():
-        body = response.json()
-        choices = (
-            Choice(choice["index"], _text(choice), choice["finish_reason"])
-            for choice in body["choices"]
-        )
-        return Answer(body["id"], body["model"], tuple(choices), _usage(body))
-
-
-def _deltas(data: str) -> list[Delta]:
-    """What one event of a stream adds, choice by choice."""
-    with _openai_shape():
-        body = json.loads(data)
-        if "error" in body:
-            raise error_from_event(body["error"])
-        deltas = [
-            Delta(choice["index"], _text(choice), choice.get("finish_reason"))
-            for choice in body["choices"]
-        ]
-        usage = _usage(body)
-    return [*deltas, Delta(usage=usage)] if usage else deltas
+        return read_whole(response, limit)
+    except ClientError:
+        return b""

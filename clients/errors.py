@@ -1,9 +1,11 @@
 """What the client raises.
 
 * ClientError
-  x ServerUnreachableError     no server answered at that address, or not in time
+  x ServerUnreachableError     no server answered at that address; nothing of an answer came
+  x RequestTimeoutError        a limit of `Timeouts` passed; `limit` says which
   x ProtocolError              what answered is not an OpenAI-compatible API
-  x StreamError                a stream broke off, or the server ended it with an error event
+  x StreamError                an answer ended before its end: the server sent an error event
+    + ConnectionLostError      the connection broke off
   x APIError                   the server refused; mirrors the status code
     + BadRequestError          400, 422: the request is wrong; `param` names the field
     + AuthenticationError      401: the API key is missing or unknown
@@ -15,10 +17,16 @@
       - ServiceUnavailableError  503: starting, draining, or the engine is being restarted
 """
 
+import math
+import time
 from collections.abc import Mapping
-from typing import Any
+from email.utils import parsedate_to_datetime
+from json import loads
+from typing import Any, Literal
 
 import httpx
+
+LimitName = Literal["first_token", "between_tokens", "total"]
 
 
 class ClientError(Exception):
@@ -26,7 +34,21 @@ class ClientError(Exception):
 
 
 class ServerUnreachableError(ClientError):
-    """No server answered at this address, or not in time."""
+    """No server answered at this address: nothing of an answer has come."""
+
+
+class RequestTimeoutError(ClientError):
+    """The server took longer than the client wants to wait."""
+
+    def __init__(self, limit: LimitName, seconds: float) -> None:
+        waited_for = {
+            "first_token": "The answer did not begin",
+            "between_tokens": "The answer did not go on",
+            "total": "The answer was not complete",
+        }
+        super().__init__(f"{waited_for[limit]} within {seconds:g} s.")
+        self.limit = limit
+        self.seconds = seconds
 
 
 class ProtocolError(ClientError):
@@ -34,12 +56,16 @@ class ProtocolError(ClientError):
 
 
 class StreamError(ClientError):
-    """A stream ended before its answer did. What came before it is incomplete."""
+    """An answer that had begun ended before its end. What came of it is incomplete."""
 
     def __init__(self, message: str, *, type: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.type = type
         self.code = code
+
+
+class ConnectionLostError(StreamError):
+    """The connection broke off in mid-answer."""
 
 
 class APIError(ClientError):
@@ -109,9 +135,9 @@ STATUS_ERRORS: Mapping[int, type[APIError]] = {
 }
 
 
-def error_from_response(response: httpx.Response) -> APIError:
-    """The error that a response with an error status, already read, stands for."""
-    body = _error_object(response)
+def error_from_response(response: httpx.Response, content: bytes) -> APIError:
+    """The error that a response with an error status and this body stands for."""
+    body = _error_object(content)
     status = response.status_code
     cls = STATUS_ERRORS.get(status, ServerError if status >= 500 else APIError)
     return cls(
@@ -121,7 +147,7 @@ def error_from_response(response: httpx.Response) -> APIError:
         param=_text(body, "param"),
         code=_text(body, "code"),
         request_id=response.headers.get("x-request-id"),
-        retry_after_seconds=_seconds(response.headers.get("retry-after")),
+        retry_after_seconds=parse_retry_after(response.headers.get("retry-after"), time.time()),
     )
 
 
@@ -132,10 +158,10 @@ def error_from_event(error: Any) -> StreamError:
     return StreamError(message, type=_text(body, "type"), code=_text(body, "code"))
 
 
-def _error_object(response: httpx.Response) -> Mapping[str, Any]:
+def _error_object(content: bytes) -> Mapping[str, Any]:
     """The `error` object of an OpenAI error body; empty where a proxy answered something else."""
     try:
-        error = response.json()["error"]
+        error = loads(content)["error"]
     except (ValueError, TypeError, LookupError):
         return {}
     return error if isinstance(error, Mapping) else {"message": error}
@@ -146,9 +172,18 @@ def _text(body: Mapping[str, Any], key: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _seconds(header: str | None) -> float | None:
-    # A date is allowed there too; no server of ours sends one.
-    try:
-        return None if header is None else float(header)
-    except ValueError:
+def parse_retry_after(header: str | None, now: float) -> float | None:
+    """Seconds to wait by a `Retry-After` header, which holds either them or an HTTP date.
+
+    `now` is the time of day, in seconds since 1970.
+    """
+    if header is None:
         return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - now
+        except ValueError:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from clients.client import Client, Message
+from clients.client import Client
 from clients.loadtest.arrivals import parse_arrivals
 from clients.loadtest.connections import open_pool, parse_address
 from clients.loadtest.generator import Generator
@@ -20,6 +20,7 @@ from clients.loadtest.results import run_result
 from clients.loadtest.sender import RequestBuilder, Sender
 from clients.loadtest.text import TokenScale, common_words, measure_scale, read_text
 from clients.loadtest.workloads import Workload
+from clients.messages import Message
 
 WATCH_SECONDS = 0.5
 
@@ -72,7 +73,7 @@ def run(
     for server in servers:
         address = parse_address(server.base_url)
         with Client(address.url, api_key=server.api_key, model=server.model) as client:
-            models.append(client.model)
+            models.append(client.model_name())
             if server is servers[0]:
                 scale = measure_scale(lambda text: count_tokens(client, options, text), words)
     workload = Workload(options.workload, words, scale, options.seed)

@@ -2,11 +2,15 @@
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.clients.terminal import Terminal
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -21,7 +25,13 @@ class FakeServer(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self.pieces = ["Once", " upon", " a time."]
         self.refusal: tuple[int, Any] | None = None
+        self.num_refusals = 1_000_000
+        """After so many refusals it answers."""
+        self.retry_after: str | None = None
+        self.times: list[float] = []
+        """When each request came, on the monotonic clock."""
         self.raw: bytes | None = None
+        self.metrics = b""
         self.hangs = False
         """Send the pieces, then nothing more until the client goes away."""
         self.client_left = threading.Event()
@@ -40,13 +50,17 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.refusal:
             return self._json(*self.server.refusal)
+        if self.path == "/metrics":
+            return self._send(200, "text/plain", self.server.metrics)
         self._json(200, {"object": "list", "data": [{"id": "fake-model"}, {"id": "another"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.bodies.append(body)
         self.server.headers.append(dict(self.headers))
-        if self.server.refusal:
+        self.server.times.append(time.monotonic())
+        if self.server.refusal and self.server.num_refusals > 0:
+            self.server.num_refusals -= 1
             self._json(*self.server.refusal)
         elif self.server.raw is not None:
             self._send(200, "text/event-stream", self.server.raw)
@@ -97,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("X-Request-Id", "request-7")
-        if status == 429:
-            self.send_header("Retry-After", "3")
+        if self.server.retry_after is not None:
+            self.send_header("Retry-After", self.server.retry_after)
         self.end_headers()
         self.wfile.write(data)
         self.wfile.flush()
@@ -112,3 +126,17 @@ def fake_server() -> Iterator[FakeServer]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def open_terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Opens `dijiang chat` at a server. What it remembers is in `tmp_path / "state"`."""
+    terminals: list[Terminal] = []
+
+    def open_one(url: str, *args: str, **options: Any) -> Terminal:
+        terminals.append(Terminal(url, tmp_path / "state", *args, **options))
+        return terminals[-1]
+
+    yield open_one
+    for terminal in terminals:
+        terminal.close()
