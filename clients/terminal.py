@@ -13,10 +13,14 @@ class Screen:
     """Where answers and notes go. Knows whether the cursor stands at the start of a line.
 
     Text is cleaned for a terminal and left as it is for a pipe or a file.
+
+    Args:
+        is_dim: Whether notes are dim, in a terminal.
     """
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, *, is_dim: bool = True) -> None:
         self._out = out
+        self._is_dim = is_dim and out.isatty()
         self._is_terminal = out.isatty()
         self._at_line_start = True
 
@@ -38,5 +42,5 @@ class Screen:
         """Write dim lines of our own, below what stands there."""
         self.end_line()
         text = printable(text)
-        self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._is_terminal else f"{text}\n")
+        self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._is_dim else f"{text}\n")
         self._out.flush()

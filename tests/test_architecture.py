@@ -63,7 +63,8 @@ TORCH_FREE = (
     "server.app",
     "server.cli",
     "server.run",
-    "clients.chat",
+    "clients.chat.repl",
+    "clients.async_client",
     "clients.client",
 )
 

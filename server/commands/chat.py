@@ -3,14 +3,15 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from server.commands.common import fail
 
 if TYPE_CHECKING:
-    from clients.client import Sampling
+    from clients.chat.conversation import Conversation
+    from clients.messages import Sampling
 
 BASE_URL_VARIABLE = "DIJIANG_BASE_URL"
 API_KEY_VARIABLE = "DIJIANG_API_KEY"
@@ -38,6 +39,12 @@ def chat(
         Path | None,
         typer.Option(help=f"File with the API key. Default: the variable {API_KEY_VARIABLE}."),
     ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show answers as they are, without Markdown or colour.")
+    ] = False,
+    history: Annotated[
+        bool, typer.Option(help="Remember what is typed, in ~/.local/state/dijiang.")
+    ] = True,
 ) -> None:
     """Chat with a running server, streaming, in the terminal.
 
@@ -52,32 +59,58 @@ def chat(
 
         echo "Tell me a story about a fox." | dijiang chat --max-tokens 200
     """
-    from clients.chat import Conversation, answer_once, converse
+    from clients.chat.conversation import Conversation
+    from clients.chat.repl import answer_once
     from clients.client import Client
     from clients.errors import ClientError
 
-    sampling: Sampling = {}
-    if max_tokens is not None:
-        sampling["max_tokens"] = max_tokens
-    if temperature is not None:
-        sampling["temperature"] = temperature
-    if top_p is not None:
-        sampling["top_p"] = top_p
-    if seed is not None:
-        sampling["seed"] = seed
+    given: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    sampling = {name: value for name, value in given.items() if value is not None}
     is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
     try:
         with Client(base_url, api_key=read_api_key(api_key_file), model=model) as client:
-            conversation = Conversation(client, sampling, system=system)
+            conversation = Conversation(client, cast("Sampling", sampling), system=system)
             if is_interactive:
-                print(f"Talking to {client.model} at {client.base_url}. /help, Ctrl-D leaves.")
-                converse(conversation, sys.stdout)
+                print(f"Talking to {client.model_name()} at {client.base_url}. /help lists the")
+                print("commands, Ctrl-D leaves.")
+                converse(conversation, plain=plain, keeps_history=history)
             elif message := sys.stdin.read().strip():
                 answer_once(conversation, message, sys.stdout)
             else:
                 fail("no message on standard input.", exit_code=2)
     except ClientError as exc:
         fail(exc)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def converse(conversation: "Conversation", *, plain: bool, keeps_history: bool) -> None:
+    """Talk with whoever sits at the terminal."""
+    from rich.console import Console
+
+    from clients.chat.commands import COMMANDS
+    from clients.chat.markdown import MarkdownView
+    from clients.chat.prompt import default_history_file, message_reader, open_history
+    from clients.chat.repl import Chat, PlainView, View
+    from clients.terminal import Screen
+
+    plain = plain or bool(os.environ.get("NO_COLOR"))
+    screen = Screen(sys.stdout, is_dim=not plain)
+    console = Console(file=sys.stdout, highlight=False)
+    # A dumb terminal cannot move its cursor.
+    is_plain = plain or console.is_dumb_terminal
+
+    def new_view() -> View:
+        return PlainView(screen) if is_plain else MarkdownView(console)
+
+    history = open_history(default_history_file() if keeps_history else None)
+    read = message_reader(sys.stdout, history, list(COMMANDS))
+    Chat(conversation, screen, read, new_view).run()
 
 
 def read_api_key(file: Path | None) -> str | None:

@@ -1,97 +1,18 @@
 """`dijiang chat`, in a pipe and in a pseudo-terminal, against a fake server."""
 
-import os
-import pty
-import re
-import select
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from clients.chat import Conversation, Timing
-from clients.client import Client, Delta, Message, Usage
+from clients.chat.conversation import Conversation
+from clients.chat.figures import Memory, Timing, format_bytes
+from clients.client import Client
+from clients.messages import Delta, Message, Usage
 from clients.terminal import printable
-
-# Makes the pseudo-terminal the controlling one, so that Ctrl-C becomes SIGINT as it does in life.
-IN_TERMINAL = (
-    "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
-    "sys.argv[0] = 'dijiang'; from server.cli import main; main()"
-)
-
-
-class Terminal:
-    """A `dijiang chat` in a pseudo-terminal: type into it, read what it shows."""
-
-    def __init__(self, url: str, *args: str, term: str = "xterm") -> None:
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", IN_TERMINAL, "chat", "--base-url", url, *args],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-            env={**os.environ, "TERM": term, "PYTHONUNBUFFERED": "1"},
-        )
-        os.close(slave)
-        self._unread = ""
-
-    def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
-
-    def enter(self, keys: str, answer: str) -> str:
-        """Type a line, wait for `answer` and for the next prompt; return what was shown."""
-        self.type(keys)
-        return self.wait_for(f"{answer}(.|\\n)*>")
-
-    def wait_for_prompt(self) -> None:
-        # What follows ">" differs from terminal to terminal.
-        self.wait_for("leaves(.|\\n)*>")
-
-    def wait_for(self, pattern: str, *, timeout_seconds: float = 20.0) -> str:
-        """Return what was shown up to the end of `pattern`; later calls read on from there."""
-        deadline = time.monotonic() + timeout_seconds
-        while not (match := re.search(pattern, self._unread)):
-            remaining = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._master], [], [], remaining)
-            chunk = self._read() if ready else ""
-            assert chunk, f"{pattern!r} was not shown: {self._unread!r}"
-            self._unread += chunk
-        shown, self._unread = self._unread[: match.end()], self._unread[match.end() :]
-        return shown
-
-    def wait_for_exit(self) -> int:
-        # A full pseudo-terminal would block the program, so it is read until its end.
-        while chunk := self._read():
-            self._unread += chunk
-        return self.process.wait(30)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-    def _read(self) -> str:
-        try:
-            return os.read(self._master, 65536).decode()
-        except OSError:  # Linux reports the end of a pseudo-terminal so.
-            return ""
-
-
-@pytest.fixture
-def open_terminal(fake_server: Any) -> Iterator[Callable[..., Terminal]]:
-    terminals: list[Terminal] = []
-
-    def open_one(*args: str, **options: Any) -> Terminal:
-        terminals.append(Terminal(fake_server.url, *args, **options))
-        return terminals[-1]
-
-    yield open_one
-    for terminal in terminals:
-        terminal.close()
+from tests.clients.terminal import Terminal
 
 
 def run_chat(*args: str, stdin: str = "", url: str = "") -> subprocess.CompletedProcess[str]:
@@ -145,7 +66,7 @@ def test_the_key_comes_from_a_file(fake_server: Any, tmp_path: Any) -> None:
 def test_turns_of_a_conversation_follow_each_other(
     open_terminal: Callable[..., Terminal], fake_server: Any, term: str
 ) -> None:
-    terminal = open_terminal(term=term)
+    terminal = open_terminal(fake_server.url, term=term)
     terminal.wait_for_prompt()
     shown = terminal.enter("Hello\r", r"3 tokens · TTFT \d+\.\d\d s")
     assert "Once upon a time." in shown
@@ -162,7 +83,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     open_terminal: Callable[..., Terminal], fake_server: Any
 ) -> None:
     fake_server.hangs = True
-    terminal = open_terminal()
+    terminal = open_terminal(fake_server.url)
     terminal.wait_for_prompt()
     terminal.type("Hello\r")
     terminal.wait_for("a time")
@@ -182,7 +103,7 @@ def test_ctrl_c_is_noticed_even_if_it_comes_just_before_a_wait() -> None:
     script = """
 import ctypes, operator, signal, socket
 from functools import partial
-from clients.chat import prompt_interrupts
+from clients.chat.repl import prompt_interrupts
 ours, theirs = socket.socketpair()
 interrupt = partial(ctypes.PyDLL(None)["raise"], int(signal.SIGINT))
 try:
@@ -200,7 +121,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_at_the_prompt_drops_the_line(
     open_terminal: Callable[..., Terminal], fake_server: Any
 ) -> None:
-    terminal = open_terminal()
+    terminal = open_terminal(fake_server.url)
     terminal.wait_for_prompt()
     terminal.enter("never sent\x03", "Ctrl-D leaves")
     terminal.enter("sent\r", "3 tokens")
@@ -210,15 +131,15 @@ def test_ctrl_c_at_the_prompt_drops_the_line(
 def test_commands_change_the_conversation(
     open_terminal: Callable[..., Terminal], fake_server: Any
 ) -> None:
-    terminal = open_terminal("--system", "Be brief.")
+    terminal = open_terminal(fake_server.url, "--system", "Be brief.")
     terminal.wait_for_prompt()
     for keys, answer in [
         ("one\r", "3 tokens"),
-        ("/reset\r", "afresh"),
+        ("/clear\r", "afresh"),
         ("/system Be kind.\r", "System prompt set"),
         ("two\r", "3 tokens"),
         ("/system\r", "No system prompt"),
-        ("/help\r", "/reset "),
+        ("/help\r", "/clear "),
         ("/what\r", "No such command: /what"),
         ("three\r", "3 tokens"),
     ]:
@@ -235,7 +156,7 @@ def test_commands_change_the_conversation(
 def test_a_failing_answer_does_not_end_the_program(
     open_terminal: Callable[..., Terminal], fake_server: Any
 ) -> None:
-    terminal = open_terminal()
+    terminal = open_terminal(fake_server.url)
     terminal.wait_for_prompt()
     fake_server.refusal = (429, {"error": {"message": "Too busy."}})
     terminal.enter("Hello\r", "Error: Too busy.")
@@ -247,7 +168,7 @@ def test_a_failing_answer_does_not_end_the_program(
 def test_alt_enter_starts_a_new_line(
     open_terminal: Callable[..., Terminal], fake_server: Any
 ) -> None:
-    terminal = open_terminal()
+    terminal = open_terminal(fake_server.url)
     terminal.wait_for_prompt()
     terminal.enter("two\x1b\rlines\r", "3 tokens")
     assert contents(fake_server.bodies[-1]) == ["two\nlines"]
@@ -285,3 +206,16 @@ def test_an_answer_without_usage_counts_its_events() -> None:
     for text in ("a", "b", ""):
         timing.saw(Delta(text=text))
     assert timing.summary().startswith("2 tokens")
+
+
+def test_memory_is_told_beside_what_a_kv_cache_would_take() -> None:
+    memory = Memory(state_bytes=96 * 1024, kv_bytes_per_token=1024)
+    assert memory.summary(10) == "state 96 KiB, KV cache 10 KiB by now (0.10×)"
+    assert memory.summary(3072) == "state 96 KiB, KV cache 3 MiB by now (32×)"
+
+
+def test_sizes_have_three_digits() -> None:
+    sizes = [0, 999, 1000, 1024 * 1023, 5.25 * 2**20, 2**50]
+    assert [format_bytes(size) for size in sizes] == [
+        *("0 B", "999 B", "0.977 KiB", "0.999 MiB", "5.25 MiB", "1.02e+03 TiB")
+    ]
