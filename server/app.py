@@ -20,11 +20,13 @@ from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddlewar
 from server.routes import (
     chat,
     completions,
+    embeddings,
     health,
     metrics,
     models,
     openapi,
     playground,
+    responses,
     tokens,
 )
 from server.served_model import ServedModel
@@ -33,6 +35,8 @@ from server.version import VERSION
 ROUTERS = (
     chat.router,
     completions.router,
+    responses.router,
+    embeddings.router,
     models.router,
     tokens.router,
     health.router,

@@ -27,7 +27,7 @@ from dijiang_runtime.request import (
 from server.context import ServerContext
 from server.metrics import SequenceMeter
 from server.protocol.common import Usage
-from server.protocol.sampling import GenerationRequest, seed_of_choice
+from server.protocol.sampling import EngineRequest, GenerationRequest, seed_of_choice
 
 Batch = list[tuple[int, RequestOutput]]
 """Outputs that are ready together, each with the index of its choice."""
@@ -42,6 +42,7 @@ class Choice:
         self.prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
+        self.embedding: bytes | None = None
         self._text: list[str] = []
 
     @property
@@ -61,6 +62,8 @@ class Choice:
         self.logprobs.extend(output.logprobs or ())
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
+        if output.embedding is not None:
+            self.embedding = output.embedding
         if output.finish_reason is not None:
             self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
@@ -73,7 +76,7 @@ class Generation:
     """
 
     def __init__(
-        self, context: ServerContext, requests: Sequence[Request], body: GenerationRequest
+        self, context: ServerContext, requests: Sequence[Request], body: EngineRequest
     ) -> None:
         """Hand all requests to the engine, or none.
 
@@ -86,7 +89,7 @@ class Generation:
         self._requests = requests
         self._context = context
         self._num_sequences = body.num_sequences
-        self.deadline = _deadline(context.config.max_request_seconds, body.timeout)
+        self.deadline = deadline_of(context, body)
         """When the answer must be complete, by the clock of the event loop; None is never."""
         self._streams: list[RequestStream] = []
         self._pumps: list[asyncio.Task[None]] = []
@@ -212,7 +215,9 @@ def make_requests(
     context: ServerContext,
     answer_id: str,
     prompts: Sequence[tuple[tuple[int, ...], SamplingParams]],
-    body: GenerationRequest,
+    body: EngineRequest,
+    *,
+    embed: bool = False,
 ) -> list[Request]:
     """`num_sequences` requests for each prompt, with seeds that differ from choice to choice.
 
@@ -226,6 +231,7 @@ def make_requests(
             sampling=msgspec.structs.replace(sampling, seed=seed_of_choice(sampling.seed, choice)),
             arrival_time=arrival,
             priority=body.priority or 0,
+            embed=embed,
             group=group if sampling.prompt_logprobs == NO_LOGPROBS else None,
             max_queue_seconds=context.config.max_queue_seconds or None,
         )
@@ -235,7 +241,8 @@ def make_requests(
     ]
 
 
-def _deadline(max_seconds: float, wanted: float | None) -> float | None:
-    """The earlier of the server's limit, of which 0 is none, and what the client wants."""
-    limits = [seconds for seconds in (max_seconds, wanted) if seconds]
+def deadline_of(context: ServerContext, body: EngineRequest) -> float | None:
+    """The earlier of the server's limit, of which 0 is none, and what the client wants, by the
+    clock of the event loop."""
+    limits = [seconds for seconds in (context.config.max_request_seconds, body.timeout) if seconds]
     return asyncio.get_running_loop().time() + min(limits) if limits else None

@@ -38,7 +38,9 @@ TOKEN_BUCKETS: Final = tuple(
 ITERATION_BUCKETS: Final = (1.0, *(float(2**exponent) for exponent in range(3, 15)))
 CHOICES_BUCKETS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 
-GENERATION_PATHS: Final = frozenset({"/v1/completions", "/v1/chat/completions"})
+GENERATION_PATHS: Final = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/embeddings"}
+)
 """The endpoints whose requests are counted as received, and once more by their outcome."""
 
 
@@ -272,8 +274,7 @@ class SequenceMeter:
         metrics, now = self._metrics, time.perf_counter()
         metrics.generation_tokens.inc(num_tokens)
         if self._last_token_at is None:
-            if self._counts_prompt:
-                metrics.prompt_tokens.inc(num_prompt_tokens)
+            self._count_prompt(num_prompt_tokens)
             metrics.ttft.observe(max(0.0, time.time() - self._arrival))
         else:
             # Tokens that come together share the gap before them.
@@ -282,8 +283,15 @@ class SequenceMeter:
                 metrics.itl.observe(gap)
         self._last_token_at = now
 
+    def _count_prompt(self, num_tokens: int) -> None:
+        """Once, with the first token or, where there is none, at the end."""
+        if self._counts_prompt:
+            self._metrics.prompt_tokens.inc(num_tokens)
+            self._counts_prompt = False
+
     def _observe_finish(self, output: RequestOutput) -> None:
         metrics = self._metrics
+        self._count_prompt(output.num_prompt_tokens)
         metrics.request_prompt_tokens.observe(output.num_prompt_tokens)
         metrics.request_generation_tokens.observe(output.num_output_tokens)
         if (times := output.timings) is None:

@@ -16,7 +16,10 @@ from server.errors import ErrorResponse
 from server.middleware import PUBLIC_PATHS
 from server.protocol.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from server.protocol.completions import Completion, CompletionRequest
+from server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from server.protocol.models import ModelCard, ModelList
+from server.protocol.response_objects import Response, ResponseEvent
+from server.protocol.responses import ResponsesRequest
 from server.protocol.status import Load, Status, Version
 from server.protocol.tokens import (
     DetokenizeRequest,
@@ -42,6 +45,7 @@ class Operation:
     """What a 200 holds: a type of ours, a media type, or nothing."""
     chunk: type[msgspec.Struct] | None = None
     """What each event holds where the answer may be a stream."""
+    stream_end: str = ", and `data: [DONE]` after the last"
     errors: tuple[int, ...] = (401,)
     unready: type[msgspec.Struct] | None = None
     """What a 503 holds where it is no error, but what was asked for."""
@@ -67,6 +71,24 @@ OPERATIONS: Final = (
         request=ChatCompletionRequest,
         answer=ChatCompletion,
         chunk=ChatCompletionChunk,
+        errors=_GENERATE,
+    ),
+    Operation(
+        method="post",
+        path="/v1/responses",
+        summary="Answer a text or a conversation, in OpenAI's newer form.",
+        request=ResponsesRequest,
+        answer=Response,
+        chunk=ResponseEvent,
+        stream_end=", with its type in a line `event: …` before",
+        errors=_GENERATE,
+    ),
+    Operation(
+        method="post",
+        path="/v1/embeddings",
+        summary="Say what texts are about, in numbers.",
+        request=EmbeddingRequest,
+        answer=EmbeddingList,
         errors=_GENERATE,
     ),
     Operation(method="get", path="/v1/models", summary="List the model.", answer=ModelList),
@@ -172,7 +194,7 @@ def _responses(operation: Operation) -> Schema:
             "schema": {
                 "type": "string",
                 "description": "With `stream`: events `data: {…}`, each a "
-                f"{operation.chunk.__name__}, and `data: [DONE]` after the last.",
+                f"{operation.chunk.__name__}{operation.stream_end}.",
             }
         }
     answer: Schema = {"description": "OK"}

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from dijiang_runtime.errors import DiJiangError
 from dijiang_runtime.request import PositionLogprobs, RequestOutput
 from server.context import ServerContext
-from server.errors import ClientDisconnectedError, describe, encode_error
+from server.errors import ClientDisconnectedError, ErrorBody, describe, encode_error
 from server.generation import Generation
 from server.lifecycle import client_left, run_for_client
 from server.middleware import RequestRecord, record_of
@@ -31,13 +31,22 @@ _encoder = msgspec.json.Encoder()
 
 
 class StreamEncoder(Protocol):
-    """How an endpoint spells a stream: each method returns whole events, or nothing."""
+    """How an endpoint spells a stream: each method returns whole events, or nothing.
+
+    Made to be derived from, for the endings that most endpoints share.
+    """
 
     def opening(self) -> bytes: ...
 
     def chunk(self, index: int, output: RequestOutput) -> bytes: ...
 
-    def closing(self) -> bytes: ...
+    def closing(self) -> bytes:
+        """What comes after the last chunk of an answer that is complete."""
+        return DONE
+
+    def failure(self, error: ErrorBody) -> bytes:
+        """What ends a stream that failed."""
+        return b"data: " + encode_error(error) + b"\n\n"
 
 
 class HeldTokens:
@@ -109,7 +118,7 @@ class EventStream(Response):
                 logger.exception("%s failed while streaming", record.request_id)
             record.outcome = "error"
             _, body = describe(exc, record.request_id)
-            return b"data: " + encode_error(body) + b"\n\n"
+            return self._stream_encoder.failure(body)
         record.outcome = "ok"
         return ending
 
@@ -121,7 +130,7 @@ class EventStream(Response):
             # What is ready together leaves together.
             if data := b"".join([encoder.chunk(index, output) for index, output in batch]):
                 await self._send(data, send)
-        return encoder.closing() + DONE
+        return encoder.closing()
 
     async def _send(self, data: bytes, send: Send, *, more: bool = True) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -60,6 +60,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
 
 # What a union of types expects, in words: pydantic would report a failure of each member.
 EXPECTATIONS = {
+    "input": "must be a string, a list of strings, a list of token ids, or a list of those",
     "prompt": "must be a string, a list of strings, a list of token ids, or a list of those",
     "stop": "must be a string or a list of strings",
     "content": "must be a string or a list of text parts",
@@ -73,13 +74,19 @@ class RequestModel(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = UNSUPPORTED_FIELDS
+    """Fields that are refused, each with the values that ask for nothing."""
+
+    expectations: ClassVar[Mapping[str, str]] = EXPECTATIONS
+    """What fields of several types must be, in words."""
+
     def check_unsupported(self) -> None:
         """Raise `UnsupportedParameterError` for a field that would change the answer."""
         for name, value in (self.model_extra or {}).items():
-            if name not in UNSUPPORTED_FIELDS or value is None:
+            if name not in self.unsupported or value is None:
                 continue
             # 1 == True in Python, but not in JSON.
-            harmless = UNSUPPORTED_FIELDS[name]
+            harmless = self.unsupported[name]
             if not any(value == h and type(value) is type(h) for h in harmless):
                 raise UnsupportedParameterError(
                     f"{name} is not supported by this server.", param=name
@@ -87,7 +94,7 @@ class RequestModel(BaseModel):
 
     def ignored_fields(self) -> list[str]:
         """Unknown fields that have no effect, as far as they can stand in a header."""
-        names = (name for name in self.model_extra or {} if name not in UNSUPPORTED_FIELDS)
+        names = (name for name in self.model_extra or {} if name not in self.unsupported)
         return sorted(name for name in names if _HEADER_SAFE.fullmatch(name))[:MAX_REPORTED_FIELDS]
 
 
@@ -113,12 +120,12 @@ def parse_body(model: type[M], body: bytes) -> M:
     try:
         request = model.model_validate_json(body)
     except ValidationError as exc:
-        raise _first_error(exc) from None
+        raise _first_error(exc, model.expectations) from None
     request.check_unsupported()
     return request
 
 
-def _first_error(exc: ValidationError) -> InvalidRequestError:
+def _first_error(exc: ValidationError, expectations: Mapping[str, str]) -> InvalidRequestError:
     error = exc.errors(include_input=False, include_url=False, include_context=False)[0]
     if error["type"] == "json_invalid":
         return InvalidRequestError(f"The body is not valid JSON: {error['msg'][14:]}.")
@@ -126,8 +133,8 @@ def _first_error(exc: ValidationError) -> InvalidRequestError:
     if not param:
         return InvalidRequestError("The body must be a JSON object.")
     field = re.split(r"[.\]]", param)[-1]
-    if field in EXPECTATIONS and error["type"] != "missing":
-        return InvalidRequestError(f"{param} {EXPECTATIONS[field]}.", param=param)
+    if field in expectations and error["type"] != "missing":
+        return InvalidRequestError(f"{param} {expectations[field]}.", param=param)
     rule = error["msg"].removeprefix("Input should be ")
     rule = "is required" if error["type"] == "missing" else f"must be {rule}"
     return InvalidRequestError(f"{param} {rule}.", param=param)

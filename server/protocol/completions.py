@@ -17,10 +17,27 @@ DEFAULT_MAX_TOKENS = 16
 TokenIds = Annotated[list[int], FailFast]
 
 
+Prompts = str | Annotated[list[str], FailFast] | TokenIds | Annotated[list[TokenIds], FailFast]
+
+
+def list_prompts(given: Prompts, param: str) -> list[str] | list[list[int]]:
+    """The prompts in any of their forms, as a list of which none is empty."""
+    prompts: list[str] | list[list[int]]
+    if isinstance(given, str):
+        prompts = [given]
+    elif given and isinstance(given[0], int):
+        prompts = [given]
+    else:
+        prompts = cast(list[str] | list[list[int]], given)
+    if not prompts or not all(prompts):
+        raise InvalidRequestError(f"{param} must not be empty.", param=param)
+    return prompts
+
+
 class CompletionRequest(GenerationRequest):
     """Continue one or several prompts."""
 
-    prompt: str | Annotated[list[str], FailFast] | TokenIds | Annotated[list[TokenIds], FailFast]
+    prompt: Prompts
     echo: bool | None = None
     """Put the prompt before the answer."""
     logprobs: int | None = None
@@ -56,16 +73,7 @@ class CompletionRequest(GenerationRequest):
 
     def prompts(self) -> list[str] | list[list[int]]:
         """The prompts, of which none is empty."""
-        prompts: list[str] | list[list[int]]
-        if isinstance(self.prompt, str):
-            prompts = [self.prompt]
-        elif self.prompt and isinstance(self.prompt[0], int):
-            prompts = [self.prompt]
-        else:
-            prompts = cast(list[str] | list[list[int]], self.prompt)
-        if not prompts or not all(prompts):
-            raise InvalidRequestError("prompt must not be empty.", param="prompt")
-        return prompts
+        return list_prompts(self.prompt, "prompt")
 
 
 class CompletionChoice(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,11 +35,61 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: float = 1.0
 
 
-class GenerationRequest(RequestModel):
-    """What every request for text may say. A field that is null is as if it were not there."""
+class EngineRequest(RequestModel):
+    """What every request that the engine runs may say."""
 
     model: str | None = None
     """Left out: the model that is served."""
+    truncate_prompt_tokens: int | None = None
+    """Keep this many tokens of a longer prompt; -1 keeps what fits beside `max_tokens`."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where such a prompt is cut. Default: at its start."""
+    priority: int | None = None
+    timeout: float | None = None
+    """Seconds after which an answer that is not complete ends with an error."""
+    user: str | None = None
+    """Accepted for compatibility; has no effect."""
+
+    @property
+    def num_choices(self) -> int:
+        """Answers to each prompt."""
+        return 1
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences to run for each prompt."""
+        return self.num_choices
+
+    def check(self, *, max_choices: int) -> None:
+        """Raise `InvalidRequestError` for what can be told without the model."""
+        limit = self.truncate_prompt_tokens
+        if limit is not None and (limit < -1 or limit == 0):
+            raise InvalidRequestError(
+                "truncate_prompt_tokens must be -1 or at least 1.", param="truncate_prompt_tokens"
+            )
+        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT_SECONDS:
+            raise InvalidRequestError(
+                f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds.",
+                param="timeout",
+            )
+        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
+            raise InvalidRequestError("priority must be a signed 32-bit integer.", param="priority")
+
+    def truncate(
+        self, token_ids: Sequence[int], *, max_model_len: int, max_tokens: int
+    ) -> Sequence[int]:
+        """The tokens of a prompt that are kept, beside an answer of `max_tokens`."""
+        limit = self.truncate_prompt_tokens
+        if limit == -1:
+            limit = max(1, max_model_len - max_tokens)
+        if limit is None or len(token_ids) <= limit:
+            return token_ids
+        return token_ids[:limit] if self.truncation_side == "right" else token_ids[-limit:]
+
+
+class GenerationRequest(EngineRequest):
+    """What every request for text may say. A field that is null is as if it were not there."""
+
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -65,24 +115,10 @@ class GenerationRequest(RequestModel):
     """Put the ids of the prompt's and the answer's tokens into the response."""
     return_tokens_as_token_ids: bool | None = None
     """Spell the tokens of logprobs as `token_id:N`."""
-    truncate_prompt_tokens: int | None = None
-    """Keep this many tokens of a longer prompt; -1 keeps what fits beside `max_tokens`."""
-    truncation_side: Literal["left", "right"] | None = None
-    """Where such a prompt is cut. Default: at its start."""
-    priority: int | None = None
-    timeout: float | None = None
-    """Seconds after which an answer that is not complete ends with an error."""
-    user: str | None = None
-    """Accepted for compatibility; has no effect."""
 
     @property
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences to run for each prompt."""
-        return self.num_choices
 
     def ignored_fields(self) -> list[str]:
         nested = self.stream_options.ignored_fields() if self.stream_options else []
@@ -109,6 +145,7 @@ class GenerationRequest(RequestModel):
 
     def check(self, *, max_choices: int) -> None:
         """Raise `InvalidRequestError` for what can be told without the model."""
+        super().check(max_choices=max_choices)
         if not 1 <= self.num_choices <= max_choices:
             raise InvalidRequestError(f"n must be between 1 and {max_choices}.", param="n")
         if self.stream_options is not None and not self.stream:
@@ -124,29 +161,6 @@ class GenerationRequest(RequestModel):
                 raise InvalidRequestError(
                     "prompt_logprobs is not available with stream.", param="prompt_logprobs"
                 )
-        limit = self.truncate_prompt_tokens
-        if limit is not None and (limit < -1 or limit == 0):
-            raise InvalidRequestError(
-                "truncate_prompt_tokens must be -1 or at least 1.", param="truncate_prompt_tokens"
-            )
-        if self.timeout is not None and not 0 < self.timeout <= MAX_TIMEOUT_SECONDS:
-            raise InvalidRequestError(
-                f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds.",
-                param="timeout",
-            )
-        if self.priority is not None and not -(2**31) <= self.priority < 2**31:
-            raise InvalidRequestError("priority must be a signed 32-bit integer.", param="priority")
-
-    def truncate(
-        self, token_ids: Sequence[int], *, max_model_len: int, max_tokens: int
-    ) -> Sequence[int]:
-        """The tokens of a prompt that are kept, beside an answer of `max_tokens`."""
-        limit = self.truncate_prompt_tokens
-        if limit == -1:
-            limit = max(1, max_model_len - max_tokens)
-        if limit is None or len(token_ids) <= limit:
-            return token_ids
-        return token_ids[:limit] if self.truncation_side == "right" else token_ids[-limit:]
 
     def to_sampling_params(
         self,

@@ -37,7 +37,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
-from server.streaming import EventStream, HeldTokens, event
+from server.streaming import EventStream, HeldTokens, StreamEncoder, event
 
 router = APIRouter()
 
@@ -145,7 +145,7 @@ def logprobs_of(
     return chat_logprobs(positions, as_ids=bool(body.return_tokens_as_token_ids))
 
 
-class ChatStream:
+class ChatStream(StreamEncoder):
     """Spells a stream of chat chunks; see `StreamEncoder`."""
 
     def __init__(
@@ -192,8 +192,8 @@ class ChatStream:
 
     def closing(self) -> bytes:
         if not self._body.wants_usage:
-            return b""
-        return event(self._chunk([], self._generation.usage()))
+            return super().closing()
+        return event(self._chunk([], self._generation.usage())) + super().closing()
 
     def _chunk(
         self,

@@ -13,17 +13,17 @@ from fastapi import Request
 from starlette.responses import Response
 
 from dijiang_runtime.engine.messages import EngineInfo
-from dijiang_runtime.errors import ContextLengthError, EngineDeadError
+from dijiang_runtime.errors import ContextLengthError, EngineDeadError, InvalidRequestError
 from dijiang_runtime.tokenizer import LONG_TEXT
 from server.context import ServerContext
 from server.generation import Choice, Generation
 from server.lifecycle import client_left, run_for_client
 from server.middleware import record_of
 from server.protocol.common import MaybeUsage, RequestModel, parse_body
-from server.protocol.sampling import GenerationRequest
+from server.protocol.sampling import EngineRequest, GenerationRequest
 from server.version import VERSION
 
-G = TypeVar("G", bound=GenerationRequest)
+G = TypeVar("G", bound=EngineRequest)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ async def read_request(http: Request, context: ServerContext, request_type: type
     return body
 
 
-def admit(context: ServerContext, body: GenerationRequest, kind: str) -> AnswerHead:
+def admit(context: ServerContext, body: EngineRequest, kind: str) -> AnswerHead:
     """Let a request in, and make the head of its answer.
 
     Raises:
@@ -92,6 +92,15 @@ def fit(
             num_prompt_tokens, max(1, max_tokens), info.max_model_len, param=param
         )
     return max_tokens
+
+
+def check_ids(token_ids: list[int], info: EngineInfo, param: str) -> None:
+    """Raise `InvalidRequestError` for an id that the model does not have."""
+    for token_id in (min(token_ids), max(token_ids)):
+        if not 0 <= token_id < info.vocab_size:
+            raise InvalidRequestError(
+                f"{param} must hold token ids from 0 to {info.vocab_size - 1}.", param=param
+            )
 
 
 async def collect(http: Request, context: ServerContext, generation: Generation) -> list[Choice]:

@@ -8,7 +8,6 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
 from dijiang_runtime.tokenizer import Tokenizer
@@ -33,6 +32,7 @@ from server.routes.common import (
     MAX_CHARS_PER_TOKEN,
     AnswerHead,
     admit,
+    check_ids,
     collect,
     fit,
     ignored_header,
@@ -41,7 +41,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
-from server.streaming import EventStream, HeldTokens, event
+from server.streaming import EventStream, HeldTokens, StreamEncoder, event
 
 router = APIRouter()
 
@@ -97,7 +97,7 @@ async def read_prompts(body: CompletionRequest, context: ServerContext) -> list[
     max_chars = MAX_CHARS_PER_TOKEN * info.max_model_len
     for prompt in prompts:
         if not isinstance(prompt, str):
-            check_ids(prompt, info)
+            check_ids(prompt, info, "prompt")
         elif len(prompt) > max_chars:
             raise InvalidRequestError(
                 f"prompt must not be longer than {max_chars} characters.", param="prompt"
@@ -139,15 +139,6 @@ def first_token(token_id: int, tokenizer: Tokenizer) -> FirstToken:
     # Part of a character has no text of its own; a whole one may lose the space before it.
     data = tokenizer.token_bytes(token_id) if "\ufffd" in text else text.encode()
     return FirstToken(token_id, text, data)
-
-
-def check_ids(token_ids: list[int], info: EngineInfo) -> None:
-    """Raise `InvalidRequestError` for an id that the model does not have."""
-    for token_id in (min(token_ids), max(token_ids)):
-        if not 0 <= token_id < info.vocab_size:
-            raise InvalidRequestError(
-                f"prompt must hold token ids from 0 to {info.vocab_size - 1}.", param="prompt"
-            )
 
 
 def sampling_params(
@@ -240,7 +231,7 @@ class CompletionWriter:
         )
 
 
-class CompletionStream:
+class CompletionStream(StreamEncoder):
     """Spells a stream of completions; see `StreamEncoder`."""
 
     def __init__(self, writer: CompletionWriter, generation: Generation) -> None:
@@ -279,5 +270,5 @@ class CompletionStream:
 
     def closing(self) -> bytes:
         if not self._body.wants_usage:
-            return b""
-        return event(self._writer.completion([], self._generation.usage()))
+            return super().closing()
+        return event(self._writer.completion([], self._generation.usage())) + super().closing()

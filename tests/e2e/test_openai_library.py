@@ -88,6 +88,53 @@ def test_a_stop_string_ends_the_answer(sdk: openai.OpenAI) -> None:
     assert stopped.finish_reason == "stop"
 
 
+def test_responses(sdk: openai.OpenAI) -> None:
+    wanted: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_output_tokens": 12}
+    answer = sdk.responses.create(input="jumps", instructions="the fox", **wanted)
+    chat = sdk.chat.completions.create(messages=MESSAGES, **GREEDY)
+    assert answer.output_text == chat.choices[0].message.content
+    assert answer.status == "incomplete"
+    assert answer.usage.output_tokens == 12
+    assert answer.usage.input_tokens == chat.usage.prompt_tokens
+
+    events = list(
+        sdk.responses.create(input="jumps", instructions="the fox", stream=True, **wanted)
+    )
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == answer.output_text
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.incomplete"
+    assert events[-1].response.usage == answer.usage
+
+    with sdk.responses.stream(input="jumps", instructions="the fox", **wanted) as stream:
+        for _ in stream:
+            pass
+
+
+def test_a_conversation_of_responses_goes_on(sdk: openai.OpenAI) -> None:
+    items: list[Any] = [{"role": "user", "content": "the fox"}]
+    wanted: dict[str, Any] = {"model": "tiny", "max_output_tokens": 8, "temperature": 0}
+    first = sdk.responses.create(input=items, **wanted)
+    items += [item.model_dump() for item in first.output]
+    items.append({"role": "user", "content": "jumps"})
+    second = sdk.responses.create(input=items, **wanted)
+    assert second.usage.input_tokens > first.usage.total_tokens
+
+
+def test_embeddings(sdk: openai.OpenAI) -> None:
+    texts = ["the fox", "jumps over", "the fox"]
+    # The library asks for base64 unless it is told otherwise.
+    packed = sdk.embeddings.create(model="tiny", input=texts)
+    plain = sdk.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    vectors = [item.embedding for item in packed.data]
+    assert vectors == [pytest.approx(item.embedding, abs=1e-7) for item in plain.data]
+    assert vectors[0] == vectors[2] != vectors[1]
+    assert sum(x * x for x in vectors[0]) == pytest.approx(1, abs=1e-5)
+    alone = sdk.embeddings.create(model="tiny", input="the fox")
+    assert alone.data[0].embedding == vectors[0]
+    assert packed.usage == plain.usage
+
+
 def test_models(sdk: openai.OpenAI) -> None:
     assert [model.id for model in sdk.models.list()] == ["tiny"]
     assert sdk.models.retrieve("tiny").id == "tiny"

@@ -1,6 +1,7 @@
 """An engine without a model: it answers every request from a script, at once or when told to."""
 
 import asyncio
+import struct
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -155,6 +156,8 @@ class FakeEngine:
     def tell(self, request: Request) -> list[RequestOutput | Exception]:
         """The answer, one token an output, cut at `max_tokens`."""
         sampling = request.sampling
+        if request.embed:
+            return [self.embedding(request)]
         ids = self.tokenizer.encode(self.answer)
         is_cut = len(ids) > sampling.max_tokens
         ids = ids[: sampling.max_tokens]
@@ -188,6 +191,16 @@ class FakeEngine:
             ),
         )
         return [*outputs, last]
+
+    def embedding(self, request: Request) -> RequestOutput:
+        """Which says how many tokens it is of."""
+        values = (float(len(request.prompt_token_ids)), *[0.5] * (INFO.hidden_size - 1))
+        return RequestOutput(
+            request_id=request.request_id,
+            finish_reason=FinishReason.LENGTH,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            embedding=struct.pack(f"<{len(values)}f", *values),
+        )
 
     def of_prompt(self, request: Request) -> tuple[PositionLogprobs | None, ...] | None:
         num_alternatives = request.sampling.prompt_logprobs

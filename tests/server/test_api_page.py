@@ -9,6 +9,8 @@ from server.app import ROUTERS
 from server.errors import HTTP_ERRORS, OPENAI_ERRORS
 from server.protocol.chat import ChatCompletionRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.embeddings import EmbeddingRequest
+from server.protocol.responses import ResponsesRequest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -29,7 +31,8 @@ def test_every_route_is_documented() -> None:
 
 
 def test_every_parameter_is_documented() -> None:
-    names = {*ChatCompletionRequest.model_fields, *CompletionRequest.model_fields}
+    models = (ChatCompletionRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest)
+    names = {name for model in models for name in model.model_fields}
     assert names <= first_cells()
 
 

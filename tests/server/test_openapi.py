@@ -1,5 +1,6 @@
 """The OpenAPI document against the routes and against what is really answered."""
 
+import json
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from tests.server.fake_engine import FakeEngine
 
 DOCUMENT = build_document("1", has_playground=True, needs_key=False)
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, EMBEDDINGS = "/v1/responses", "/v1/embeddings"
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -57,7 +59,7 @@ def test_every_reference_leads_somewhere() -> None:
     schemas = DOCUMENT["components"]["schemas"]
     found = {reference.removeprefix("#/components/schemas/") for reference in references(DOCUMENT)}
     # The events of a stream are named in words: OpenAPI has no way to describe them.
-    assert found | {"ChatCompletionChunk"} == set(schemas)
+    assert found | {"ChatCompletionChunk", "ResponseEvent"} == set(schemas)
     for schema in schemas.values():
         jsonschema.Draft202012Validator.check_schema(schema)
 
@@ -119,6 +121,69 @@ OF_CHAT = {
     "continue_final_message": False,
     "chat_template_kwargs": {"a": 1},
 }
+
+
+OF_ENGINE: dict[str, Any] = {
+    "model": "tiny",
+    "truncate_prompt_tokens": 50,
+    "truncation_side": "right",
+    "priority": 1,
+    "timeout": 5.0,
+    "user": "x",
+}
+OF_EMBEDDINGS = {
+    "input": ["Hi", "there"],
+    "encoding_format": "float",
+    "dimensions": 16,
+    "add_special_tokens": True,
+}
+OF_RESPONSES = {
+    "input": [{"type": "message", "role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+    "instructions": "Be brief.",
+    "max_output_tokens": 5,
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "top_k": 3,
+    "seed": 1,
+    "include": ["message.output_text.logprobs"],
+    "top_logprobs": 2,
+    "text": {"format": {"type": "text"}},
+    "truncation": "auto",
+    "store": False,
+    "parallel_tool_calls": True,
+    "metadata": {"a": "b"},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "name"),
+    [
+        (RESPONSES, OF_RESPONSES, "ResponsesRequest"),
+        (EMBEDDINGS, OF_EMBEDDINGS, "EmbeddingRequest"),
+    ],
+)
+async def test_with_every_parameter_of_the_newer_endpoints_too(
+    client: httpx.AsyncClient, path: str, fields: dict[str, Any], name: str
+) -> None:
+    body = {**OF_ENGINE, **fields}
+    schema = DOCUMENT["components"]["schemas"][name]
+    assert body.keys() | {"stream", "stream_options"} >= set(schema["properties"])
+    check(body, schema)
+    check_response("post", path, await client.post(path, json=body))
+    nulls = {key: value if key in schema["required"] else None for key, value in body.items()}
+    check(nulls, schema)
+    check_response("post", path, await client.post(path, json=nulls))
+
+
+async def test_every_event_of_a_response_is_as_described(client: httpx.AsyncClient) -> None:
+    response = await client.post(RESPONSES, json={**OF_ENGINE, **OF_RESPONSES, "stream": True})
+    check_response("post", RESPONSES, response)
+    blocks = response.text.removesuffix("\n\n").split("\n\n")
+    for block in blocks:
+        event, data = block.split("\n")
+        body = json.loads(data.removeprefix("data: "))
+        check(body, DOCUMENT["components"]["schemas"]["ResponseEvent"])
+        assert event == f"event: {body['type']}"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +251,9 @@ async def test_errors_are_as_described(
     check_response("post", COMPLETIONS, response)
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "path", [CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, "/tokenize", "/detokenize"]
+)
 async def test_refusals_are_as_described(client: httpx.AsyncClient, path: str) -> None:
     for body, headers in (
         (b"{", {"content-type": "application/json"}),
