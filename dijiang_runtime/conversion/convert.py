@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dijiang_runtime.conversion.calibrate import Calibration, CalibrationOptions, inverse_silu
+from dijiang_runtime.conversion.dijiang_model import load_dijiang
 from dijiang_runtime.conversion.errors import ConversionError
 from dijiang_runtime.conversion.folder import copy_tokenizer
 from dijiang_runtime.conversion.initialise import AttentionStart, new_attention_tensors
@@ -42,6 +44,8 @@ class ConvertOptions:
     """Tokens after which the fastest head has forgotten half (`dijiang` preset)."""
     max_half_life: float = 512.0
     """The same for the slowest head."""
+    calibrate: tuple[Path, ...] = ()
+    """Text files: half-lives and output scales come from the parent's attention on them."""
     dtype: torch.dtype = torch.float32
     """Of the matrices on disk; decays, feature maps and norms stay float32."""
     shard_bytes: int = DEFAULT_SHARD_BYTES
@@ -80,15 +84,19 @@ def convert(
     if is_authors_checkpoint(source):
         raise ConversionError("This is already a DiJiang model, as the authors' code saves it.")
     say(f"Converting a {config.family} model to the {config.preset} preset, tensor by tensor")
+    calibration = _calibration(parent, config, options, say)
     with _new_folder(out) as folder:
         specs = tensor_specs(empty_model(config), options.dtype)
         writer = ShardWriter(folder, specs, shard_bytes=options.shard_bytes)
         copied = _copy(family_of(hf).parent_weights(config, source), specs, writer)
         say(f"Copied {len(copied)} tensors; adding what linear attention needs")
-        half_lives = _add_new(config, options, writer)
+        half_lives = _add_new(config, options, calibration, writer)
         unused = _unused(config, source)
         report = ConversionReport(config, tensor_groups(specs, copied), unused)
-        _write_rest(parent, folder, options, report)
+        _write_rest(parent, folder, report)
+        if calibration is not None:
+            say("Scaling every head's output to the parent's")
+            _scale_outputs(folder, config, calibration, writer)
         add_step(parent, folder, _step(parent, options, report, half_lives), name=out.name)
         say(f"Writing {out}")
     return report
@@ -150,26 +158,41 @@ def _copy(
     return copied
 
 
+def _calibration(
+    parent: Path, config: ModelConfig, options: ConvertOptions, say: Callable[[str], None]
+) -> Calibration | None:
+    if not options.calibrate:
+        return None
+    if config.preset == "official":
+        raise ConversionError("The official preset fixes decays and gate; drop --calibrate.")
+    say("Watching the parent's attention on the calibration text")
+    return Calibration(parent, CalibrationOptions(data=options.calibrate))
+
+
 def _add_new(
-    config: ModelConfig, options: ConvertOptions, writer: ShardWriter
+    config: ModelConfig,
+    options: ConvertOptions,
+    calibration: Calibration | None,
+    writer: ShardWriter,
 ) -> list[list[float]]:
     """Write what the parent does not have, all in the attention; return half-lives by layer."""
     start = AttentionStart(
         seed=options.seed,
         min_half_life=options.min_half_life,
         max_half_life=options.max_half_life,
+        half_lives=calibration.half_lives(config.num_kv_heads) if calibration else None,
     )
-    half_lives: list[list[float]] = []
+    used: list[list[float]] = []
     for layer in range(config.num_layers):
         missing = writer.missing
         for name, tensor in new_attention_tensors(config, layer, start):
             if (full_name := f"layers.{layer}.attention.{name}") in missing:
                 writer.write(full_name, tensor)
             if name == "log_decay_rate":
-                half_lives.append([float(f"{h:.4g}") for h in math.log(2) / tensor.exp()])
+                used.append([float(f"{h:.4g}") for h in math.log(2) / tensor.exp()])
     if missing := writer.missing:
         raise ConversionError(f"The parent gives no value to {sorted(missing)[0]}.")
-    return half_lives
+    return used
 
 
 def _unused(config: ModelConfig, source: TensorSource) -> tuple[str, ...]:
@@ -179,7 +202,17 @@ def _unused(config: ModelConfig, source: TensorSource) -> tuple[str, ...]:
     return tuple(sorted(unread - tied))
 
 
-def _write_rest(parent: Path, out: Path, options: ConvertOptions, report: ConversionReport) -> None:
+def _scale_outputs(
+    folder: Path, config: ModelConfig, calibration: Calibration, writer: ShardWriter
+) -> None:
+    """Start each head's gate, which has a bias of its own, at the calibrated scale."""
+    scales = calibration.output_scales(load_dijiang(folder))
+    for layer, bias in enumerate(inverse_silu(scales)):
+        by_channel = bias.repeat_interleave(config.head_dim)
+        writer.write(f"layers.{layer}.attention.gate.bias", by_channel)
+
+
+def _write_rest(parent: Path, out: Path, report: ConversionReport) -> None:
     save_config(report.config, out)
     copy_tokenizer(parent, out)
     generation = parent / "generation_config.json"
@@ -204,6 +237,7 @@ def _step(
         "hub": options.hub,
         "preset": options.preset,
         "seed": options.seed,
+        "calibrated_on": [path.name for path in options.calibrate] or None,
         "dtype": str(options.dtype).removeprefix("torch."),
         "copied_parameters": report.num_copied,
         "new_parameters": report.num_new,

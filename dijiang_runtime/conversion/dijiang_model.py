@@ -61,6 +61,10 @@ class DiJiangModel:
             for layer, x in zip(self._layers, inputs, strict=True)
         ]
 
+    def attention_blocks(self) -> list[nn.Module]:
+        """The attention modules, first layer first."""
+        return [layer.attention for layer in self._layers]
+
     @property
     def _layers(self) -> list[Any]:
         return list(self.decoder.layers)

@@ -25,6 +25,8 @@ class AttentionStart:
     seed: int
     min_half_life: float
     max_half_life: float
+    half_lives: Tensor | None = None
+    """Of every head, in tokens, [layers, heads]: takes the place of the range."""
 
 
 def new_attention_tensors(
@@ -35,7 +37,7 @@ def new_attention_tensors(
     * `official`: the authors' draws. One map for the layer from Gaussian quantiles of random
       points, decays 1 - exp(linspace(ln 1/32, ln 1/512)), a small random gate.
     * otherwise: a map for every key/value head from low-discrepancy points, half-lives from
-      `min_half_life` to `max_half_life` in equal ratios, a gate that starts as 1.
+      `min_half_life` to `max_half_life` in equal ratios, or calibrated; a gate that starts as 1.
     """
     seed = start.seed + _SEEDS_PER_LAYER * layer
     with NoInitialisation():
@@ -44,25 +46,25 @@ def new_attention_tensors(
         torch.manual_seed(seed)
         attention.initialise_gate()
         attention.feature_map.projection.copy_(_projection(attention, seed))
-        attention.log_decay_rate.copy_(_log_decay_rate(config, start))
+        attention.log_decay_rate.copy_(_log_decay_rate(config, layer, start))
     for name, tensor in attention.state_dict().items():
         if not name.startswith(_COPIED):
             yield name, tensor
 
 
-def _log_decay_rate(config: ModelConfig, start: AttentionStart) -> Tensor:
+def _log_decay_rate(config: ModelConfig, layer: int, start: AttentionStart) -> Tensor:
     if config.preset == "official":
         return default_log_decay_rate(config.num_kv_heads)
-    shortest, longest = start.min_half_life, start.max_half_life
-    return half_life_log_decay_rate(config.num_kv_heads, shortest, longest)
+    if start.half_lives is not None:
+        return half_life_log_decay_rate(start.half_lives[layer])
+    shortest, longest = math.log2(start.min_half_life), math.log2(start.max_half_life)
+    spread = torch.logspace(shortest, longest, config.num_kv_heads, base=2, dtype=torch.float64)
+    return half_life_log_decay_rate(spread)
 
 
-def half_life_log_decay_rate(num_heads: int, shortest: float, longest: float) -> Tensor:
-    """a of log γ = -exp(a) for half-lives in tokens from shortest to longest, `[num_heads]`."""
-    half_lives = torch.logspace(
-        math.log2(shortest), math.log2(longest), num_heads, base=2, dtype=torch.float64
-    )
-    return (math.log(2) / half_lives).log()
+def half_life_log_decay_rate(half_lives: Tensor) -> Tensor:
+    """a of log γ = -exp(a) for half-lives in tokens, elementwise, float64."""
+    return (math.log(2) / half_lives.double()).log()
 
 
 def _projection(attention: Attention, seed: int) -> Tensor:

@@ -51,6 +51,13 @@ def convert(
     max_half_life: Annotated[
         float, typer.Option(min=0.1, help="Memory of the slowest head, in tokens.")
     ] = 512.0,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Text file: take memories and output scales from the parent's attention on it. "
+            "Loads the parent as a whole. Repeatable."
+        ),
+    ] = None,
     dtype: Annotated[DtypeName, typer.Option(help="Of the weights on disk.")] = DtypeName.FLOAT32,
     shard_size: Annotated[
         int, typer.Option(parser=byte_size, metavar="SIZE", help="Cut larger weights into files.")
@@ -80,6 +87,7 @@ def convert(
         seed=seed,
         min_half_life=min_half_life,
         max_half_life=max_half_life,
+        calibrate=tuple(calibrate or ()),
         dtype=getattr(torch, dtype.value),
         shard_bytes=shard_size,
         hub=found.hub,
