@@ -84,6 +84,19 @@ bench: $(RUNTIME_READY) ## Measure decode by batch and position, and prefill. AR
 simulate: $(TEST_READY) ## Simulate a million requests with faults, checking every step. ARGS= passes options
 	$(BIN)/python -m tests.simulation $(ARGS)
 
+# Long runs against the real engine and server; docs/reliability.md has their results.
+CAMPAIGNS := kill-loop poison neighbours streams drain-loop soak
+
+.PHONY: $(CAMPAIGNS)
+kill-loop: ## Kill the engine a thousand times under load. ARGS= passes options, as to all campaigns
+poison: ## Break ten thousand rows of the model's batches, and compare their neighbours
+neighbours: ## Compare a hundred thousand answers among random neighbours with those alone
+streams: ## Hold ten thousand streams open, and measure their memory and the probes
+drain-loop: ## Restart the server a hundred times under load
+soak: ## A million requests, some left, some at fault: nothing may grow
+$(CAMPAIGNS): $(TEST_READY)
+	$(BIN)/python -m tests.campaigns.$(subst -,_,$@) $(ARGS)
+
 # What the demo model is made from is no part of this repository: see docs/demo-model.md.
 STORIES ?=
 HELDOUT ?=

@@ -4,6 +4,7 @@ The names follow vLLM's with our prefix. What both servers measure is exported a
 vLLM's own name, from the same numbers, so that existing dashboards, autoscalers and routers work.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -220,6 +221,7 @@ class Metrics:
         self._gauge(
             "engine_restarts", "Times the engine was started again.", lambda: engine.num_restarts
         )
+        self._gauge("tasks", "Tasks of the server's event loop.", _count_tasks)
         engine.subscribe(self._observe_steps)
         if self._vllm_names:
             self.registry.register(CacheConfig(engine, self._model_name))
@@ -251,6 +253,13 @@ class Metrics:
     def _gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         gauge = Gauge(f"dijiang_{name}", help, ["model_name"], registry=self._own)
         gauge.labels(self._model_name).set_function(read)
+
+
+def _count_tasks() -> float:
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:  # Rendered outside the event loop.
+        return math.nan
 
 
 class SequenceMeter:

@@ -1,0 +1,4 @@
+"""Long runs against the real engine and the real server: `make kill-loop` and its like.
+
+Each prints its figures, and leaves with status 1 when what it checks does not hold.
+"""
