@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from dijiang_runtime.engine.client import EngineClient
 from dijiang_runtime.errors import DiJiangError, InvalidRequestError
+from server.api_keys import ApiKeys
 from server.config import ServerConfig
 from server.context import ServerContext
 from server.errors import error_response, http_error_response
@@ -78,6 +79,7 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
             paths=paths,
         ),
         lifecycle=Lifecycle(),
+        keys=ApiKeys(config),
         started_at=int(time.time()),
     )
     context.metrics.watch_engine(engine)
@@ -90,7 +92,7 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
     app.add_middleware(
         KeyLimitMiddleware, limit=config.max_requests_per_key, metrics=context.metrics
     )
-    app.add_middleware(AuthMiddleware, key_hashes=config.api_key_hashes)
+    app.add_middleware(AuthMiddleware, keys=context.keys)
     app.add_middleware(LimitsMiddleware, max_body_bytes=config.max_body_bytes)
     app.add_middleware(RequestMiddleware, metrics=context.metrics, access_log=config.access_log)
     return app

@@ -7,7 +7,7 @@ from a flag, because other users of the machine can read a process's arguments.
 
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -41,7 +41,22 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=0, le=65535, description="Port to listen on. 0 chooses a free one.")
     ] = 8000
     api_key_file: Annotated[
-        Path | None, Meta(description="File of API keys, one a line; # starts a comment.")
+        Path | None,
+        Meta(
+            description="File of API keys, one a line; # starts a comment. Read again when it "
+            "changes."
+        ),
+    ] = None
+    ssl_certfile: Annotated[
+        Path | None,
+        Meta(description="Certificate chain, PEM: listen with TLS. Read again when it changes."),
+    ] = None
+    ssl_keyfile: Annotated[
+        Path | None, Meta(description="Its private key, where the certificate's file has none.")
+    ] = None
+    config: Annotated[
+        Path | None,
+        Meta(description="File of options, YAML or TOML, below flags and variables."),
     ] = None
     insecure: Annotated[
         bool, Meta(description="Allow listening beyond this machine without an API key.")
@@ -110,7 +125,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     access_log: Annotated[bool, Meta(description="Log a line for every request.")] = False
 
     api_key_hashes: tuple[str, ...] = ()
-    """Hex SHA-256 of every accepted key. No option sets it: `resolve` does."""
+    """Hex SHA-256 of every key accepted at start. No option sets it: `resolve` does."""
+    fixed_key_hashes: tuple[str, ...] = ()
+    """Those of them that come from the environment, and stay when the file changes."""
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -136,11 +153,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
                 address beyond this machine without a key.
         """
         config = merge_options(cls, flags, environ)
-        keys = [key.strip() for key in environ.get(API_KEYS_VARIABLE, "").split(",")]
+        hashes = fixed = hash_keys(environ.get(API_KEYS_VARIABLE, "").split(","))
         if config.api_key_file is not None:
-            keys += read_key_file(config.api_key_file)
-        hashes = tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys if key)
-        config = msgspec.structs.replace(config, api_key_hashes=hashes)
+            hashes += hash_keys(read_key_file(config.api_key_file))
+        config = msgspec.structs.replace(config, api_key_hashes=hashes, fixed_key_hashes=fixed)
         if not (config.is_loopback or hashes or config.insecure):
             raise ConfigError(
                 f"Listening on {config.host} would let anyone who reaches this machine use the "
@@ -153,7 +169,7 @@ def merge_options(config_type: type[C], flags: Mapping[str, Any], environ: Mappi
     """Build a config struct from flags and `DIJIANG_*` variables; a flag that is None is unset."""
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(config_type):
-        if field.name == "api_key_hashes":
+        if not is_option(field.name):
             continue
         variable = ENV_PREFIX + field.name.upper()
         if flags.get(field.name) is not None:
@@ -166,6 +182,17 @@ def merge_options(config_type: type[C], flags: Mapping[str, Any], environ: Mappi
         return msgspec.convert(values, config_type, strict=False, dec_hook=_decode_path)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"Bad option: {exc}.") from exc
+
+
+def is_option(name: str) -> bool:
+    """Whether an operator sets a field of this name, rather than `resolve`."""
+    return not name.endswith("_key_hashes")
+
+
+def hash_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Hex SHA-256 of each key; blank ones are none."""
+    stripped = (key.strip() for key in keys)
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in stripped if key)
 
 
 def read_key_file(path: Path) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from dijiang_runtime.engine.client import EngineClient
+from server.api_keys import ApiKeys
 from server.config import ServerConfig
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
@@ -21,6 +22,7 @@ class ServerContext:
     model: ServedModel
     metrics: Metrics
     lifecycle: Lifecycle
+    keys: ApiKeys
     started_at: int
     """Unix time in seconds."""
 

@@ -4,12 +4,9 @@ The order is fixed by `app.py`: `RequestMiddleware` is outermost, so that everyt
 refusals included, carries a request id and is counted.
 """
 
-import hashlib
-import hmac
 import logging
 import re
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 from uuid import uuid4
@@ -19,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dijiang_runtime.errors import InvalidRequestError
+from server.api_keys import ApiKeys
 from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
@@ -177,14 +175,14 @@ class LimitsMiddleware:
 class AuthMiddleware:
     """Asks for an API key on every path except `PUBLIC_PATHS`, when any key is configured."""
 
-    def __init__(self, app: ASGIApp, key_hashes: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self.app = app
-        self.key_digests = [bytes.fromhex(key_hash) for key_hash in key_hashes]
+        self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # The path alone decides, never the URL: that one is put together from the Host header.
         is_guarded = scope["type"] != "lifespan" and scope["path"] not in PUBLIC_PATHS
-        if not (self.key_digests and is_guarded):
+        if not (self.keys.are_required and is_guarded):
             await self.app(scope, receive, send)
             return
         digest = self._valid_key(scope)
@@ -204,10 +202,7 @@ class AuthMiddleware:
         values = [value for name, value in scope["headers"] if name == b"authorization"]
         if len(values) != 1 or values[0][:7].lower() != b"bearer ":
             return None
-        digest = hashlib.sha256(values[0][7:].strip()).digest()
-        # Every key is compared, so that the time does not tell which one came close.
-        matches = [hmac.compare_digest(digest, known) for known in self.key_digests]
-        return digest if any(matches) else None
+        return self.keys.find(values[0][7:].strip())
 
 
 def _request_id(from_client: str | None) -> str:

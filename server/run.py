@@ -1,9 +1,9 @@
 """Run a server until a signal or a failure ends it.
 
 The socket listens before the model is loaded, so that probes are answered from the first moment.
-On SIGTERM or SIGINT the server drains: it turns unready, refuses new work, lets what runs finish
-within `drain_seconds`, ends the rest with an error, and leaves with status 0. A second signal
-leaves at once.
+On SIGHUP it reads its API keys and its certificate again. On SIGTERM or SIGINT it drains: it turns
+unready, refuses new work, lets what runs finish within `drain_seconds`, ends the rest with an
+error, and leaves with status 0. A second signal leaves at once.
 """
 
 import asyncio
@@ -12,8 +12,10 @@ import logging
 import math
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import uvicorn
@@ -26,7 +28,9 @@ from server.app import create_app, create_probe_app
 from server.config import MAX_HEADER_BYTES, ConfigError, ServerConfig
 from server.context import ServerContext
 from server.http_protocol import ReceiptProtocol
+from server.reloading import watch_files
 from server.summary import print_summary
+from server.tls import renew, tls_context
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +53,15 @@ def run_server(config: ServerConfig, engine_config: EngineConfig) -> int:
 
 async def serve(engine: EngineClient, config: ServerConfig) -> int:
     """Serve an engine that has not been started yet, and stop it in the end."""
+    tls = tls_context(config)
     app = create_app(engine, config)
     context: ServerContext = app.state.context
     listener = listen(config)
-    server = Server(app, context)
+    server = Server(app, context, tls)
     probes = _probe_server(app, config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    running = asyncio.create_task(_run_engine(engine, context, url_of(listener)))
+    running = asyncio.create_task(_run_engine(engine, context, url_of(listener, tls)))
+    watching = asyncio.create_task(watch_files(server.reloaded_files, server.reload))
     try:
         await asyncio.wait({serving, running}, return_when=asyncio.FIRST_COMPLETED)
         if running.done() and (failure := running.exception()):
@@ -64,6 +70,7 @@ async def serve(engine: EngineClient, config: ServerConfig) -> int:
         await serving
     finally:
         running.cancel()
+        watching.cancel()
         if probes is not None:
             probes.cancel()
             await asyncio.gather(probes, return_exceptions=True)
@@ -101,11 +108,12 @@ def listen(config: ServerConfig) -> socket.socket:
         raise ConfigError(f"Cannot listen on {config.host}:{config.port}: {reason}.") from exc
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:
     """Where clients on this machine find the server."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if tls is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class ProbeServer(uvicorn.Server):
@@ -119,8 +127,15 @@ class ProbeServer(uvicorn.Server):
 class Server(uvicorn.Server):
     """uvicorn's server, with a drain that keeps answering probes."""
 
-    def __init__(self, app: FastAPI, context: ServerContext) -> None:
+    def __init__(
+        self, app: FastAPI, context: ServerContext, tls: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(_uvicorn_config(app, context.config))
+        self.config.load()
+        self.config.ssl = tls
+        self._tls = tls
+        self._options = context.config
+        self._keys = context.keys
         self._lifecycle = context.lifecycle
         self._drain_seconds = context.config.drain_seconds
         self._drain_task: asyncio.Task[None] | None = None
@@ -133,11 +148,25 @@ class Server(uvicorn.Server):
         signals = (signal.SIGINT, signal.SIGTERM)
         for number in signals:
             loop.add_signal_handler(number, self.on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
         try:
             yield
         finally:
-            for number in signals:
+            for number in (*signals, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+
+    @property
+    def reloaded_files(self) -> list[Path]:
+        """The files that `reload` reads."""
+        options = self._options
+        files = (options.api_key_file, options.ssl_certfile, options.ssl_keyfile)
+        return [file for file in files if file is not None]
+
+    def reload(self) -> None:
+        """Read the API keys and the certificate again. What runs goes on."""
+        self._keys.reload()
+        if self._tls is not None:
+            renew(self._tls, self._options)
 
     def on_signal(self) -> None:
         if self._drain_task is None:

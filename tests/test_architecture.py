@@ -29,7 +29,17 @@ ALLOWED: dict[str, frozenset[str]] = {
         | {"dijiang_runtime.config", "dijiang_runtime.errors"}
     ),
     "server": frozenset(
-        {"server", "typer", "rich", "msgspec", "jinja2", "prometheus_client", "h11", "uvloop"}
+        {
+            "server",
+            "typer",
+            "rich",
+            "msgspec",
+            "jinja2",
+            "prometheus_client",
+            "h11",
+            "uvloop",
+            "yaml",
+        }
         | WEB
         | {"dijiang_runtime"}
         | {f"dijiang_runtime.{name}" for name in ("errors", "request", "config", "tokenizer")}

@@ -19,7 +19,7 @@ from dijiang_runtime.models.loader import load_model
 from dijiang_runtime.request import SamplingParams
 from server import cli
 from server.commands.common import demo_model_folder
-from server.config import ServerConfig
+from server.config import ServerConfig, is_option
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
@@ -182,6 +182,7 @@ def test_every_option_is_a_flag_and_a_variable(
             "dtype": "bfloat16",
             "log_level": "debug",
             "api_key_file": str(key_file),
+            "config": str(config_file),
         }
         if isinstance(field.default, bool):
             return str(not field.default).lower()
@@ -189,11 +190,13 @@ def test_every_option_is_a_flag_and_a_variable(
 
     key_file = tiny_model.parent / "keys"
     key_file.write_text("a-key\n")
+    config_file = tiny_model.parent / "nothing.yaml"
+    config_file.write_text("")
     fields = [
         (i, field)
         for i, config_type in enumerate((ServerConfig, EngineConfig))
         for field in msgspec.structs.fields(config_type)
-        if field.name not in ("model", "api_key_hashes")
+        if field.name != "model" and is_option(field.name)
     ]
     flags: list[str] = []
     for _, field in fields:
@@ -209,6 +212,14 @@ def test_every_option_is_a_flag_and_a_variable(
         monkeypatch.setenv("DIJIANG_" + field.name.upper(), other(field))
     by_variable = served(str(tiny_model))
     assert by_flag == by_variable
+    for _, field in fields:
+        monkeypatch.delenv("DIJIANG_" + field.name.upper())
+    config_file.write_text(
+        "".join(
+            f"{f.name.replace('_', '-')}: {other(f)}\n" for _, f in fields if f.name != "config"
+        )
+    )
+    assert served(str(tiny_model), "--config", str(config_file)) == by_flag
     for i, field in fields:
         assert getattr(by_flag[i], field.name) != getattr(default[i], field.name), field.name
 

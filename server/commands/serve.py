@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -10,14 +11,16 @@ from dijiang_runtime.config import EngineConfig
 from server.commands.common import ModelArgument, model_folder, or_demo_model
 from server.commands.options import with_config_flags
 from server.config import ServerConfig, merge_options
+from server.config_file import with_config_file
 
 
 @with_config_flags(ServerConfig, EngineConfig)
 def serve(model: ModelArgument = None, *, flags: dict[str, Any]) -> None:
     """Serve a model through the OpenAI API, with streaming and metrics.
 
-    Every option can also be set as a variable: --max-slots as DIJIANG_MAX_SLOTS. A flag wins. API
-    keys come from --api-key-file or from DIJIANG_API_KEYS, separated by commas.
+    Every option can also be set as a variable: --max-slots as DIJIANG_MAX_SLOTS; and in a file,
+    --config: max-slots. A flag wins over a variable, and a variable over the file. API keys come
+    from --api-key-file or from DIJIANG_API_KEYS, separated by commas.
 
     Examples:
 
@@ -29,7 +32,10 @@ def serve(model: ModelArgument = None, *, flags: dict[str, Any]) -> None:
     """
     from server.run import run_server
 
-    environ: Mapping[str, str] = os.environ
+    file = flags.get("config") or os.environ.get("DIJIANG_CONFIG")
+    environ: Mapping[str, str] = with_config_file(
+        os.environ, Path(file) if file else None, (ServerConfig, EngineConfig)
+    )
     if model is None:
         environ = or_demo_model(environ)
     else:

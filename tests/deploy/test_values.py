@@ -12,20 +12,23 @@ import yaml
 from deploy.helm.values_table import CHART, read_values, undocumented, with_table
 from dijiang_runtime.config import EngineConfig
 from server.app import ROUTERS
-from server.config import ServerConfig
+from server.config import ServerConfig, is_option
 
 VALUES = (CHART / "values.yaml").read_text(encoding="utf-8")
 SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
 MANAGED = {
     *("model", "served_model_name", "host", "port", "drain_seconds"),
-    *("api_key_file", "api_key_hashes", "insecure"),
+    *("api_key_file", "insecure"),
 }
 """Options that other values decide."""
+
+ELSEWHERE = {"config", "ssl_certfile", "ssl_keyfile"}
+"""Options that a pod has no use for: the chart is the configuration, and TLS ends before it."""
 
 
 def options() -> set[str]:
     fields = msgspec.structs.fields(ServerConfig) + msgspec.structs.fields(EngineConfig)
-    return {field.name for field in fields}
+    return {field.name for field in fields if is_option(field.name)} - ELSEWHERE
 
 
 def snake_case(name: str) -> str:
@@ -94,4 +97,4 @@ def test_probes_and_scrapes_ask_for_paths_that_exist() -> None:
 def test_the_variables_that_the_templates_set_are_the_servers() -> None:
     template = (CHART / "templates" / "_container.tpl").read_text(encoding="utf-8")
     names = {name.lower() for name in re.findall(r"name: DIJIANG_([A-Z_]+)", template)}
-    assert names == MANAGED - {"api_key_hashes"} | {"api_keys"}
+    assert names == MANAGED | {"api_keys"}

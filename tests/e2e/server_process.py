@@ -57,7 +57,7 @@ class ServerProcess:
     def wait_listening(self) -> str:
         """The server's URL, as soon as it listens."""
         assert self._listening.wait(START_SECONDS), self.text
-        [url] = re.findall(r"Listening on (http://\S+),", self.text)
+        [url] = re.findall(r"Listening on (https?://\S+),", self.text)
         return str(url)
 
     def wait_ready(self) -> str:
