@@ -1,5 +1,7 @@
 """Writing a model's text to a terminal."""
 
+import shutil
+import textwrap
 import unicodedata
 from typing import TextIO
 
@@ -7,6 +9,16 @@ from typing import TextIO
 def printable(text: str) -> str:
     """Drop control characters, so that a model cannot drive the user's terminal, and surrogates."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def wrapped(text: str) -> str:
+    """Break lines between words where the terminal would break them anywhere."""
+    columns = max(20, shutil.get_terminal_size().columns)
+    lines = (
+        textwrap.wrap(line, columns, subsequent_indent="  ", break_on_hyphens=False) or [""]
+        for line in text.split("\n")
+    )
+    return "\n".join(line for group in lines for line in group)
 
 
 class Screen:
@@ -41,6 +53,6 @@ class Screen:
     def note(self, text: str) -> None:
         """Write dim lines of our own, below what stands there."""
         self.end_line()
-        text = printable(text)
+        text = wrapped(printable(text)) if self._is_terminal else printable(text)
         self._out.write(f"\x1b[2m{text}\x1b[0m\n" if self._is_dim else f"{text}\n")
         self._out.flush()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,17 @@ def save_tiny_model(folder: Path, *, seed: int = 0, scale: float = 0.3, **change
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random DiJiang model that loads in milliseconds."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def endless_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without an end of text: every answer has `max_tokens` tokens."""
+    folder = tmp_path_factory.mktemp("endless") / "tiny"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_ids": []}))
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BASE_URL_VARIABLE = "DIJIANG_BASE_URL"
 API_KEY_VARIABLE = "DIJIANG_API_KEY"
+WAYS = "/help lists the commands, Ctrl-D leaves."
 
 
 def chat(
@@ -63,6 +64,7 @@ def chat(
     from clients.chat.repl import answer_once
     from clients.client import Client
     from clients.errors import ClientError
+    from clients.terminal import wrapped
 
     given: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -76,8 +78,7 @@ def chat(
         with Client(base_url, api_key=read_api_key(api_key_file), model=model) as client:
             conversation = Conversation(client, cast("Sampling", sampling), system=system)
             if is_interactive:
-                print(f"Talking to {client.model_name()} at {client.base_url}. /help lists the")
-                print("commands, Ctrl-D leaves.")
+                print(wrapped(f"Talking to {client.model_name()} at {client.base_url}. {WAYS}"))
                 converse(conversation, plain=plain, keeps_history=history)
             elif message := sys.stdin.read().strip():
                 answer_once(conversation, message, sys.stdout)
@@ -99,11 +100,10 @@ def converse(conversation: "Conversation", *, plain: bool, keeps_history: bool) 
     from clients.chat.repl import Chat, PlainView, View
     from clients.terminal import Screen
 
-    plain = plain or bool(os.environ.get("NO_COLOR"))
-    screen = Screen(sys.stdout, is_dim=not plain)
     console = Console(file=sys.stdout, highlight=False)
     # A dumb terminal cannot move its cursor.
-    is_plain = plain or console.is_dumb_terminal
+    is_plain = plain or bool(os.environ.get("NO_COLOR")) or console.is_dumb_terminal
+    screen = Screen(sys.stdout, is_dim=not is_plain)
 
     def new_view() -> View:
         return PlainView(screen) if is_plain else MarkdownView(console)

@@ -6,6 +6,7 @@ import re
 import select
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -20,9 +21,16 @@ class Terminal:
     """A `dijiang chat` in a pseudo-terminal: type into it, read what it shows."""
 
     def __init__(
-        self, url: str, state: Path, *args: str, term: str = "xterm", **environ: str
+        self,
+        url: str,
+        state: Path,
+        *args: str,
+        term: str = "xterm",
+        columns: int = 120,
+        **environ: str,
     ) -> None:
         self._master, slave = pty.openpty()
+        termios.tcsetwinsize(slave, (30, columns))
         variables = {"TERM": term, "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(state)}
         inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
         self.process = subprocess.Popen(

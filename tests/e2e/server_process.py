@@ -104,8 +104,10 @@ def metrics(client: httpx.Client) -> dict[str, float]:
     return totals
 
 
-def wait_for(client: httpx.Client, name: str, value: float, *, seconds: float = 10) -> None:
-    """Read `/metrics` until a sample has this value."""
+def wait_for(
+    client: httpx.Client, name: str, value: float, *, seconds: float = 10, at_least: bool = False
+) -> None:
+    """Read `/metrics` until a sample has this value, or at least this one."""
     deadline = time.monotonic() + seconds
-    while (now := metrics(client)[name]) != value:
+    while (now := metrics(client)[name]) != value and not (at_least and now > value):
         assert time.monotonic() < deadline, f"{name} is {now}, not {value}"

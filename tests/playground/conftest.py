@@ -1,6 +1,5 @@
 """A real server, and the playground in a headless Chromium."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,17 +28,6 @@ def find_chromium() -> str | None:
     """The browser named by CHROMIUM, or the first that is installed."""
     named = os.environ.get("CHROMIUM")
     return named or next(filter(None, map(shutil.which, NAMES)), None)
-
-
-@pytest.fixture(scope="session")
-def endless_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model without an end of text: every answer has `max_tokens` tokens."""
-    folder = tmp_path_factory.mktemp("endless") / "tiny"
-    shutil.copytree(tiny_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "eos_token_ids": []}))
-    (folder / "tokenizer_config.json").write_text("{}")
-    return folder
 
 
 @pytest.fixture(scope="module")
