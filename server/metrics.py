@@ -37,6 +37,10 @@ TOKEN_BUCKETS: Final = tuple(
     float(digit * 10**exponent) for exponent in range(6) for digit in (1, 2, 5)
 ) + (1e6,)
 ITERATION_BUCKETS: Final = (1.0, *(float(2**exponent) for exponent in range(3, 15)))
+BATCH_BUCKETS: Final = tuple(float(2**exponent) for exponent in range(9))
+POSITION_BUCKETS: Final = {1024: "0-1023", 4096: "1024-4095", 16384: "4096-16383"}
+"""Where in its text a token stands, by the first position beyond the bucket."""
+LAST_POSITION_BUCKET: Final = "16384-"
 CHOICES_BUCKETS: Final = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 GENERATION_PATHS: Final = frozenset(
@@ -118,6 +122,17 @@ class Metrics:
         self.itl = histogram(
             "inter_token_latency_seconds", "Gaps between consecutive tokens.", ITL_BUCKETS
         )
+        by_position = Histogram(
+            "dijiang_itl_seconds",
+            "Gaps between consecutive tokens, by the position of the token in its text.",
+            ["model_name", "position_bucket"],
+            buckets=ITL_BUCKETS,
+            registry=self._own,
+        )
+        self.itl_by_position = {
+            bucket: by_position.labels(self._model_name, bucket)
+            for bucket in (*POSITION_BUCKETS.values(), LAST_POSITION_BUCKET)
+        }
         self.tpot = histogram(
             "request_time_per_output_token_seconds",
             "Per sequence: the time after the first token, over the further tokens.",
@@ -155,6 +170,13 @@ class Metrics:
             "Duration of an engine step, by what it did: prefill, decode or both (mixed).",
             ["model_name", "kind"],
             buckets=ITL_BUCKETS,
+            registry=self._own,
+        )
+        self._step_batch_size = Histogram(
+            "dijiang_step_batch_size",
+            "Sequences of an engine step, by what it did.",
+            ["model_name", "kind"],
+            buckets=BATCH_BUCKETS,
             registry=self._own,
         )
         self._iteration_tokens = self._histogram(
@@ -217,6 +239,20 @@ class Metrics:
         }
         for name, (help, fact) in facts.items():
             self._gauge(name, help, partial(_read_info, engine, fact))
+        by_state: dict[str, Callable[[EngineStats], float]] = {
+            "active": lambda s: s.slots_used,
+            "free": lambda s: s.slots_total - s.slots_used,
+        }
+        slots = self._gauge_by("state_slots_by_state", "Slots, by what they hold.", "state")
+        for state, read in by_state.items():
+            slots.labels(self._model_name, state).set_function(partial(_read_stats, engine, read))
+        phases: dict[str, Callable[[EngineInfo], float]] = {
+            "load": lambda i: i.load_seconds,
+            "warmup": lambda i: i.warmup_seconds,
+        }
+        startup = self._gauge_by("startup_seconds", "Time that the engine's start took.", "phase")
+        for phase, fact in phases.items():
+            startup.labels(self._model_name, phase).set_function(partial(_read_info, engine, fact))
         self._gauge("engine_ready", "1 while the engine answers.", lambda: engine.is_ready)
         self._gauge(
             "engine_restarts", "Times the engine was started again.", lambda: engine.num_restarts
@@ -227,10 +263,17 @@ class Metrics:
             self.registry.register(CacheConfig(engine, self._model_name))
 
     def _observe_steps(self, stats: EngineStats) -> None:
-        steps = zip(stats.step_seconds, stats.step_decodes, stats.step_prefill_tokens, strict=True)
-        for seconds, num_decodes, num_prefill_tokens in steps:
+        steps = zip(
+            stats.step_seconds,
+            stats.step_decodes,
+            stats.step_prefill_tokens,
+            stats.step_batch_sizes,
+            strict=True,
+        )
+        for seconds, num_decodes, num_prefill_tokens, batch_size in steps:
             kind = "decode" if not num_prefill_tokens else "mixed" if num_decodes else "prefill"
             self._step_seconds.labels(self._model_name, kind).observe(seconds)
+            self._step_batch_size.labels(self._model_name, kind).observe(batch_size)
             self._iteration_tokens.observe(num_decodes + num_prefill_tokens)
         self._forks.inc(stats.num_forks)
         self._failed_rows.inc(stats.num_failed_rows)
@@ -249,6 +292,9 @@ class Metrics:
             f"dijiang_{name}", help, ["model_name"], buckets=buckets, registry=self._own
         )
         return histogram.labels(self._model_name)
+
+    def _gauge_by(self, name: str, help: str, label: str) -> Gauge:
+        return Gauge(f"dijiang_{name}", help, ["model_name", label], registry=self._own)
 
     def _gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         gauge = Gauge(f"dijiang_{name}", help, ["model_name"], registry=self._own)
@@ -274,22 +320,26 @@ class SequenceMeter:
     def observe(self, output: RequestOutput) -> None:
         """Record what one output tells."""
         if num_tokens := len(output.token_ids):
-            self._observe_tokens(num_tokens, output.num_prompt_tokens)
+            self._observe_tokens(num_tokens, output)
         if output.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._metrics.success[output.finish_reason].inc()
             self._observe_finish(output)
 
-    def _observe_tokens(self, num_tokens: int, num_prompt_tokens: int) -> None:
+    def _observe_tokens(self, num_tokens: int, output: RequestOutput) -> None:
         metrics, now = self._metrics, time.perf_counter()
         metrics.generation_tokens.inc(num_tokens)
         if self._last_token_at is None:
-            self._count_prompt(num_prompt_tokens)
+            self._count_prompt(output.num_prompt_tokens)
             metrics.ttft.observe(max(0.0, time.time() - self._arrival))
         else:
             # Tokens that come together share the gap before them.
             gap = (now - self._last_token_at) / num_tokens
+            # Of several, the last says in which bucket they are.
+            position = output.num_prompt_tokens + output.num_output_tokens - 1
+            by_position = metrics.itl_by_position[position_bucket(position)]
             for _ in range(num_tokens):
                 metrics.itl.observe(gap)
+                by_position.observe(gap)
         self._last_token_at = now
 
     def _count_prompt(self, num_tokens: int) -> None:
@@ -315,6 +365,14 @@ class SequenceMeter:
         metrics.inference_time.observe(times.finished - times.scheduled)
         if output.num_output_tokens > 1:
             metrics.tpot.observe(decode / (output.num_output_tokens - 1))
+
+
+def position_bucket(position: int) -> str:
+    """The bucket of a token's position in its text, prompt included."""
+    for end, bucket in POSITION_BUCKETS.items():
+        if position < end:
+            return bucket
+    return LAST_POSITION_BUCKET
 
 
 def _read_stats(engine: EngineClient, read: Callable[[EngineStats], float]) -> float:

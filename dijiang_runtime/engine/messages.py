@@ -63,6 +63,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Sequences that decoded in each of those steps."""
     step_prefill_tokens: tuple[int, ...] = ()
     """Prompt tokens computed in each of those steps."""
+    step_batch_sizes: tuple[int, ...] = ()
+    """Sequences in each of those steps, whatever was computed for them."""
     num_forks: int = 0
     """Sequences that took over the state of another after its prompt, since the last message."""
     num_failed_rows: int = 0

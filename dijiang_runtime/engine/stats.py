@@ -18,6 +18,7 @@ class StatsCollector:
         self._step_seconds.append(step_seconds)
         self._step_decodes.append(len(plan.decodes))
         self._step_prefill_tokens.append(plan.num_prefill_tokens)
+        self._step_batch_sizes.append(len(plan))
         self._generation_tokens += sum(result.token_id is not None for result in results)
         deferred = (result.deferred for result in results[len(results) - len(plan.forks) :])
         self._num_forks += len(plan.forks) - sum(deferred)
@@ -38,6 +39,7 @@ class StatsCollector:
             step_seconds=tuple(self._step_seconds),
             step_decodes=tuple(self._step_decodes),
             step_prefill_tokens=tuple(self._step_prefill_tokens),
+            step_batch_sizes=tuple(self._step_batch_sizes),
             num_forks=self._num_forks,
             num_failed_rows=self._num_failed_rows,
         )
@@ -48,6 +50,7 @@ class StatsCollector:
         self._step_seconds: list[float] = []
         self._step_decodes: list[int] = []
         self._step_prefill_tokens: list[int] = []
+        self._step_batch_sizes: list[int] = []
         self._generation_tokens = 0
         self._num_forks = 0
         self._num_failed_rows = 0

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dijiang_runtime.engine.messages import EngineStats
 from dijiang_runtime.errors import EngineDeadError, EngineOverloadedError, NumericalError
+from server.metrics import position_bucket
 from tests.server.asgi import Visitor
 from tests.server.fake_engine import FakeEngine
 
@@ -85,6 +86,7 @@ async def test_steps_of_the_engine_are_measured(
             step_seconds=(0.001, 0.002, 0.004),
             step_decodes=(3, 0, 2),
             step_prefill_tokens=(0, 64, 62),
+            step_batch_sizes=(3, 1, 4),
             num_failed_rows=1,
         )
     )
@@ -94,6 +96,37 @@ async def test_steps_of_the_engine_are_measured(
     assert samples["dijiang_step_seconds_count{kind=mixed}"] == 1
     assert samples["vllm:iteration_tokens_total_sum"] == 131
     assert samples["dijiang_failed_rows_total"] == 1
+    assert samples["dijiang_step_batch_size_sum{kind=mixed}"] == 4
+    assert samples["dijiang_step_batch_size_bucket{kind=decode,le=2.0}"] == 0
+
+
+async def test_gaps_are_told_by_position_too(client: httpx.AsyncClient) -> None:
+    await client.post(COMPLETIONS, json={**PROMPT, "max_tokens": 5})
+    samples = await scrape(client)
+    name = "dijiang_itl_seconds_count{position_bucket=%s}"
+    assert samples[name % "0-1023"] == 4
+    assert samples[name % "16384-"] == 0
+
+
+@pytest.mark.parametrize(
+    ("position", "bucket"),
+    [
+        (0, "0-1023"),
+        (1023, "0-1023"),
+        (1024, "1024-4095"),
+        (16383, "4096-16383"),
+        (10**6, "16384-"),
+    ],
+)
+def test_every_position_has_a_bucket(position: int, bucket: str) -> None:
+    assert position_bucket(position) == bucket
+
+
+async def test_slots_and_the_start_are_told_by_state_and_phase(client: httpx.AsyncClient) -> None:
+    samples = await scrape(client)
+    assert samples["dijiang_state_slots_by_state{state=active}"] == 3
+    assert samples["dijiang_state_slots_by_state{state=free}"] == 1
+    assert samples["dijiang_startup_seconds{phase=warmup}"] == 0.25
 
 
 async def test_every_request_has_one_outcome(
