@@ -5,16 +5,14 @@ Run with `-m slow`, where Prometheus is installed.
 
 import json
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import yaml
 
+from tests.deploy.prometheus_server import Prometheus, wait_until
 from tests.e2e.server_process import ServerProcess
 
 CHART_FILES = Path(__file__).parents[2] / "deploy" / "helm" / "dijiang" / "files"
@@ -33,72 +31,26 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx.Client]:
+def prometheus(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped a server with the shipped alerts, under some load."""
-    folder = tmp_path_factory.mktemp("prometheus")
     with ServerProcess(tiny_model, "--served-model-name", "tiny") as server:
         url = server.wait_ready()
-        port = _free_port()
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(CHART_FILES / "alerts.yaml")],
-            "scrape_configs": [
-                {
-                    "job_name": "dijiang",
-                    "static_configs": [{"targets": [url.removeprefix("http://")]}],
-                }
-            ],
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        process = subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={folder}/prometheus.yml",
-                f"--storage.tsdb.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-                _load(url, until=client)
-                yield client
-        finally:
-            process.terminate()
-            process.wait()
+        folder = tmp_path_factory.mktemp("prometheus")
+        with Prometheus(url, CHART_FILES / "alerts.yaml", folder) as prometheus:
+            wait_until(lambda: _has_a_rate_of_tokens(url, prometheus), 60)
+            yield prometheus
 
 
-def _load(url: str, *, until: httpx.Client) -> None:
-    """Ask the server until its tokens have a rate in Prometheus."""
+def _has_a_rate_of_tokens(url: str, prometheus: Prometheus) -> bool:
     body = {"prompt": "the", "max_tokens": 20, "ignore_eos": True}
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        httpx.post(f"{url}/v1/completions", json=body, timeout=30)
-        time.sleep(0.2)
-        try:
-            if len(_ask(until, "rate(dijiang_generation_tokens_total[1m]) > 1")) == 1:
-                return
-        except httpx.TransportError:
-            continue
-    raise AssertionError("Prometheus never scraped the server")
+    httpx.post(f"{url}/v1/completions", json=body, timeout=30)
+    return len(prometheus.ask("rate(dijiang_generation_tokens_total[1m]) > 1")) == 1
 
 
-def _ask(client: httpx.Client, query: str) -> list[dict]:
+def _ask(prometheus: Prometheus, query: str) -> list[dict[str, Any]]:
     for variable, value in VARIABLES.items():
         query = query.replace(variable, value)
-    answer = client.get("/api/v1/query", params={"query": query}).json()
-    assert answer["status"] == "success", answer
-    result: list[dict] = answer["data"]["result"]
-    return result
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    return prometheus.ask(query)
 
 
 NEEDS_TROUBLE = {"Refused for lack of room"}
@@ -106,15 +58,15 @@ NEEDS_TROUBLE = {"Refused for lack of room"}
 
 
 @pytest.mark.parametrize("where", QUERIES)
-def test_every_query_of_the_dashboard_is_answered(where: str, prometheus: httpx.Client) -> None:
+def test_every_query_of_the_dashboard_is_answered(where: str, prometheus: Prometheus) -> None:
     result = _ask(prometheus, QUERIES[where])
     if where.partition(",")[0] not in NEEDS_TROUBLE:
         # NaN is what a share or a quantile of nothing is.
         assert any(series["value"][1] != "NaN" for series in result), result
 
 
-def test_no_alert_is_raised_by_a_server_that_is_well(prometheus: httpx.Client) -> None:
-    rules = prometheus.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]
+def test_no_alert_is_raised_by_a_server_that_is_well(prometheus: Prometheus) -> None:
+    rules = prometheus.rules()
     assert len(rules) == 9
     assert [rule["name"] for rule in rules if rule["health"] != "ok"] == []
     assert [rule["name"] for rule in rules if rule["state"] != "inactive"] == []
