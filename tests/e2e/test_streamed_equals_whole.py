@@ -22,9 +22,10 @@ NUM_TOKENS = 384
 NUM_EXAMPLES = 100
 """Of each endpoint in one run of the suite; every run has others."""
 
-EXHAUSTIVE = settings(
-    max_examples=NUM_EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+MANY_EXAMPLES = 500
+"""Of each endpoint in a run of the slow tests."""
+
+EXHAUSTIVE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Server:
@@ -154,9 +155,7 @@ def check_ends(whole: dict[str, Any], parts: list[dict[str, Any]]) -> None:
     assert parts[-1]["stop_reason"] == whole["stop_reason"]
 
 
-@EXHAUSTIVE
-@given(body=COMPLETIONS)
-def test_a_streamed_completion_is_the_whole_one(server: Server, body: dict[str, Any]) -> None:
+def check_completion(server: Server, body: dict[str, Any]) -> None:
     whole, chunks = server.both("/v1/completions", body)
 
     for answer in (whole, *chunks):
@@ -173,9 +172,7 @@ def test_a_streamed_completion_is_the_whole_one(server: Server, body: dict[str, 
         check_ends(choice, parts)
 
 
-@EXHAUSTIVE
-@given(body=CHATS)
-def test_a_streamed_chat_is_the_whole_one(server: Server, body: dict[str, Any]) -> None:
+def check_chat(server: Server, body: dict[str, Any]) -> None:
     whole, chunks = server.both("/v1/chat/completions", body)
 
     ChatCompletion.model_validate(whole, strict=True)
@@ -192,3 +189,29 @@ def test_a_streamed_chat_is_the_whole_one(server: Server, body: dict[str, Any]) 
         ids = [i for part in parts for i in part.get("token_ids", ())]
         assert ids == choice.get("token_ids", [])
         check_ends(choice, parts)
+
+
+@given(body=COMPLETIONS)
+@settings(EXHAUSTIVE, max_examples=NUM_EXAMPLES)
+def test_a_streamed_completion_is_the_whole_one(server: Server, body: dict[str, Any]) -> None:
+    check_completion(server, body)
+
+
+@given(body=CHATS)
+@settings(EXHAUSTIVE, max_examples=NUM_EXAMPLES)
+def test_a_streamed_chat_is_the_whole_one(server: Server, body: dict[str, Any]) -> None:
+    check_chat(server, body)
+
+
+@pytest.mark.slow
+@given(body=COMPLETIONS)
+@settings(EXHAUSTIVE, max_examples=MANY_EXAMPLES)
+def test_many_streamed_completions_are_the_whole_ones(server: Server, body: dict[str, Any]) -> None:
+    check_completion(server, body)
+
+
+@pytest.mark.slow
+@given(body=CHATS)
+@settings(EXHAUSTIVE, max_examples=MANY_EXAMPLES)
+def test_many_streamed_chats_are_the_whole_ones(server: Server, body: dict[str, Any]) -> None:
+    check_chat(server, body)
