@@ -20,6 +20,7 @@ from server.protocol.embeddings import EmbeddingList, EmbeddingRequest
 from server.protocol.models import ModelCard, ModelList
 from server.protocol.response_objects import Response, ResponseEvent
 from server.protocol.responses import ResponsesRequest
+from server.protocol.sampling import MAX_TIMEOUT_SECONDS
 from server.protocol.status import Load, Status, Version
 from server.protocol.tokens import (
     DetokenizeRequest,
@@ -31,6 +32,32 @@ from server.protocol.tokens import (
 REF: Final = "#/components/schemas/{}"
 
 Schema = dict[str, Any]
+
+INT32, INT64 = 2**31, 2**63
+BOUNDS: Final[dict[str, Schema]] = {
+    "temperature": {"minimum": 0, "maximum": 2},
+    "top_p": {"exclusiveMinimum": 0, "maximum": 1},
+    "top_k": {"minimum": -1, "maximum": INT32 - 1},
+    "min_p": {"minimum": 0, "maximum": 1},
+    "frequency_penalty": {"minimum": -2, "maximum": 2},
+    "presence_penalty": {"minimum": -2, "maximum": 2},
+    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 100},
+    "seed": {"minimum": -INT64, "maximum": INT64 - 1},
+    "priority": {"minimum": -INT32, "maximum": INT32 - 1},
+    "timeout": {"exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_SECONDS},
+    "truncate_prompt_tokens": {"minimum": -1},
+    "n": {"minimum": 1},
+    "best_of": {"minimum": 1},
+    "min_tokens": {"minimum": 0},
+    "max_tokens": {"minimum": 0},
+    "max_completion_tokens": {"minimum": 1},
+    "max_output_tokens": {"minimum": 1},
+    "logprobs": {"minimum": 0},
+    "top_logprobs": {"minimum": 0},
+    "prompt_logprobs": {"minimum": 0},
+}
+"""What the numbers of a request may be, as far as it does not depend on the server's options. The
+code checks them where it can say what to do; a test holds both together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +249,19 @@ def _components(operations: Iterable[Operation]) -> Schema:
         if operation.request is not None:
             schema = operation.request.model_json_schema(ref_template=REF.format("{model}"))
             schemas |= schema.pop("$defs", {})
-            schemas[operation.request.__name__] = schema
+            schemas[operation.request.__name__] = _bounded(schema)
     by_name = sorted(answers, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(by_name, ref_template=REF.format("{name}"))
     return {**schemas, **components}
+
+
+def _bounded(schema: Schema) -> Schema:
+    """The schema of a request, with the bounds of its numbers."""
+    for name, field in schema["properties"].items():
+        for form in field.get("anyOf", [field]):
+            if form.get("type") in ("integer", "number"):
+                form.update(BOUNDS.get(name, {}))
+    return schema
 
 
 def _ref(kind: type) -> Schema:

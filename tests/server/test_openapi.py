@@ -287,3 +287,30 @@ async def test_what_is_served_depends_on_the_server(client_for: Any) -> None:
         if "security" in operation
     }
     assert document["paths"].keys() - guarded == {"/livez", "/readyz", "/health"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "required"),
+    [
+        (COMPLETIONS, "CompletionRequest", {"prompt": "Hi"}),
+        (CHAT, "ChatCompletionRequest", {"messages": HELLO}),
+        (RESPONSES, "ResponsesRequest", {"input": "Hi"}),
+        (EMBEDDINGS, "EmbeddingRequest", {"input": "Hi"}),
+    ],
+)
+async def test_what_is_out_of_the_described_bounds_is_refused_and_named(
+    client: httpx.AsyncClient, path: str, name: str, required: dict[str, Any]
+) -> None:
+    schema = DOCUMENT["components"]["schemas"][name]
+    for field, described in schema["properties"].items():
+        for form in described.get("anyOf", [described]):
+            beyond = [form[key] - 1 for key in ("minimum",) if key in form]
+            beyond += [form[key] + 1 for key in ("maximum",) if key in form]
+            beyond += [form[key] for key in ("exclusiveMinimum",) if key in form]
+            for value in beyond:
+                body = {**required, field: value}
+                with pytest.raises(jsonschema.ValidationError):
+                    check(body, schema)
+                response = await client.post(path, json=body)
+                assert response.status_code == 400, (field, value)
+                assert response.json()["error"]["param"] == field, (field, value)
