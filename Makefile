@@ -97,6 +97,10 @@ soak: ## A million requests, some left, some at fault: nothing may grow
 $(CAMPAIGNS): $(TEST_READY)
 	$(BIN)/python -m tests.campaigns.$(subst -,_,$@) $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(TEST_READY) ## Send a hundred thousand malformed requests to a real server. ARGS= passes options
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
 # What the demo model is made from is no part of this repository: see docs/demo-model.md.
 STORIES ?=
 HELDOUT ?=

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.campaigns import patience
 from tests.campaigns.report import Report
 from tests.campaigns.wire import DONE, Connection, CutOff, NoAnswer, until_ready
 from tests.conftest import save_tiny_model
@@ -76,17 +77,19 @@ async def campaign(restarts: int, clients: int) -> int:
     drains, running = [], []
     with tempfile.TemporaryDirectory() as folder:
         model = save_tiny_model(Path(folder))
+        flags = ("--port", str(port), "--max-slots", str(clients), *patience.FLAGS)
+        flags += ("--drain-seconds", f"{patience.SECONDS:g}")
         tasks = [asyncio.create_task(load.client(i)) for i in range(clients)]
         for number in range(1, restarts + 1):
-            with ServerProcess(model, "--port", str(port), "--max-slots", str(clients)) as server:
+            with ServerProcess(model, *flags) as server:
                 await until_ready(url)
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(patience.SECONDS):
                     while load.num_running < clients // 2:
                         await asyncio.sleep(0.005)
                 running.append(load.num_running)
                 stopped_at = time.monotonic()
                 server.signal(signal.SIGTERM)
-                status = await asyncio.to_thread(server.process.wait, 60)
+                status = await asyncio.to_thread(server.process.wait, patience.SECONDS)
                 drains.append(time.monotonic() - stopped_at)
                 report.check(status == 0, f"restart {number}: exit status {status}")
             if number % 10 == 0:

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from server.commands.common import demo_model_folder
+from tests.campaigns import patience
 from tests.campaigns.report import Report
 from tests.campaigns.wire import DONE, Connection, CutOff, NoAnswer, until_ready
 from tests.e2e.server_process import ServerProcess
 
 MAX_ENDING_SECONDS, MAX_READY_SECONDS = 1.0, 3.0
-ANSWER_SECONDS = 60.0
 
 
 class Load:
@@ -41,7 +41,7 @@ class Load:
         async with Connection(self.url) as connection:
             while True:
                 try:
-                    async with asyncio.timeout(ANSWER_SECONDS):
+                    async with asyncio.timeout(patience.SECONDS):
                         await self._ask(connection, body, is_stream=number % 4 != 1)
                 except (CutOff, NoAnswer, OSError, TimeoutError) as exc:
                     self.lost.append(type(exc).__name__)
@@ -76,7 +76,7 @@ class Load:
 async def campaign(model: Path, kills: int, clients: int, *, timed: bool) -> int:
     report = Report(f"kill-loop: {kills} kills, {clients} clients")
     # Endless requests do not take every slot, so that some are finished as well.
-    flags = ("--max-slots", str(max(1, clients * 3 // 4)), "--log-level", "error")
+    flags = ("--max-slots", str(max(1, clients * 3 // 4)), "--log-level", "error", *patience.FLAGS)
     endings, noticed, recoveries = [], [], []
     with ServerProcess(model, *flags) as server:
         url = await asyncio.to_thread(server.wait_ready)
@@ -86,7 +86,7 @@ async def campaign(model: Path, kills: int, clients: int, *, timed: bool) -> int
             load.num_streaming = 0
             load.endings.clear()
             num_answers = load.num_answers
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(patience.SECONDS):
                 # Several streams have begun, so the engine is under load; and some answers have
                 # ended, so it is not one that does nothing but die, which comes back later.
                 while load.num_streaming < min(4, clients // 2) or num_answers == load.num_answers:

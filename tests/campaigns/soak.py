@@ -19,6 +19,7 @@ import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.campaigns import patience
 from tests.campaigns.report import Report, anonymous_bytes
 from tests.campaigns.wire import DONE, Connection, request_bytes
 from tests.conftest import save_tiny_model
@@ -147,7 +148,7 @@ async def sample(server: ServerProcess, url: str, num_requests: int) -> Sample:
 
 async def campaign(num_requests: int, clients: int, hours: float) -> int:
     report = Report(f"soak: {num_requests:,} requests or {hours:g} hours, {clients} clients")
-    flags = ("--max-slots", str(clients), "--log-level", "error")
+    flags = ("--max-slots", str(clients), "--log-level", "error", *patience.FLAGS)
     with (
         tempfile.TemporaryDirectory() as folder,
         ServerProcess(poisoned_model(Path(folder)), *flags) as server,

@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.campaigns import patience
+
 DONE = "[DONE]"
 
 
@@ -145,7 +147,7 @@ def request_bytes(path: str, body: Any, headers: str = "") -> bytes:
     return head.encode() + data
 
 
-async def until_ready(url: str, seconds: float = 60.0, *, ready: bool = True) -> None:
+async def until_ready(url: str, seconds: float = patience.SECONDS, *, ready: bool = True) -> None:
     """Return when the server is ready, or when it is not."""
     async with asyncio.timeout(seconds), Connection(url) as connection:
         while True:
