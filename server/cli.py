@@ -14,6 +14,7 @@ from server.commands.conversion import evaluate, sample, tokenizer
 from server.commands.convert import convert
 from server.commands.generate import generate
 from server.commands.inspection import inspect
+from server.commands.kernel_error import kernel_error
 from server.commands.loadtest import app as loadtest
 from server.commands.serve import serve
 from server.commands.train import train
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "inspect": (inspect, "Show what a model costs, beside its parent's KV cache."),
     "bench": (bench, "Measure decode and prefill throughput."),
     "convert": (convert, "Turn a pretrained Transformer into a DiJiang model."),
+    "kernel-error": (kernel_error, "Compare feature maps with softmax attention."),
     "train": (train, "Train a model on text, with or without a teacher."),
     "eval": (evaluate, "Measure loss and perplexity on text."),
     "tokenizer": (tokenizer, "Train a tokenizer on text."),
