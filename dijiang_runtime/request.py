@@ -30,6 +30,27 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+class GrammarKind(StrEnum):
+    """How the text of a `Grammar` is written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    """A JSON list of the strings that the answer may be."""
+    GRAMMAR = "grammar"
+    """GBNF, as llama.cpp has it, or Lark."""
+    LARK = "lark"
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the whole text of an answer must match."""
+
+    kind: GrammarKind
+    text: str
+    param: str = "structured_outputs"
+    """The field of the client that asked for it."""
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How the tokens of one answer are chosen.
 
@@ -52,6 +73,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """No other token is ever chosen, EOS included; None allows all."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """Sequences of tokens that the output never contains."""
+    grammar: Grammar | None = None
+    """What the answer matches when its finish reason is `stop`; a prefix of that otherwise."""
     seed: int | None = None
     """With a seed the answer is a function of the request alone. None draws one at random."""
     stop: tuple[str, ...] = ()
@@ -104,6 +127,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 "allowed_token_ids",
                 f"token ids below {vocab_size}",
             )
+            check(self.grammar is None, "allowed_token_ids", "left out where a grammar decides")
         check(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", f"at most {MAX_BAD_WORDS} words")
         for word in self.bad_words:
             check(0 < len(word) <= 256, "bad_words", "words of 1 to 256 tokens")

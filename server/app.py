@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from dijiang_runtime.engine.client import EngineClient
 from dijiang_runtime.errors import DiJiangError, InvalidRequestError
+from dijiang_runtime.grammar_check import GrammarChecker
 from server.api_keys import ApiKeys
 from server.config import ServerConfig
 from server.context import ServerContext
@@ -80,6 +81,11 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
         ),
         lifecycle=Lifecycle(),
         keys=ApiKeys(config),
+        grammars=GrammarChecker(
+            config.model,
+            timeout_seconds=config.grammar_timeout_seconds,
+            max_bytes=config.max_grammar_bytes,
+        ),
         started_at=int(time.time()),
     )
     context.metrics.watch_engine(engine)

@@ -69,6 +69,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_sequences_per_request: Annotated[
         int, Meta(ge=1, description="Largest n times the number of prompts.")
     ] = 32
+    max_grammar_bytes: Annotated[
+        int, Meta(ge=1, description="Largest schema, regular expression or grammar of a request.")
+    ] = 131_072
+    grammar_timeout_seconds: Annotated[
+        float, Meta(gt=0.0, description="Time that compiling one of them may take.")
+    ] = 2.0
     max_messages: Annotated[int, Meta(ge=1, description="Most messages of a chat.")] = 1024
     max_requests_per_key: Annotated[
         int,

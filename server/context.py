@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from dijiang_runtime.engine.client import EngineClient
+from dijiang_runtime.grammar_check import GrammarChecker
 from server.api_keys import ApiKeys
 from server.config import ServerConfig
 from server.lifecycle import Lifecycle
@@ -23,6 +24,7 @@ class ServerContext:
     metrics: Metrics
     lifecycle: Lifecycle
     keys: ApiKeys
+    grammars: GrammarChecker
     started_at: int
     """Unix time in seconds."""
 

@@ -42,7 +42,10 @@ ALLOWED: dict[str, frozenset[str]] = {
         }
         | WEB
         | {"dijiang_runtime"}
-        | {f"dijiang_runtime.{name}" for name in ("errors", "request", "config", "tokenizer")}
+        | {
+            f"dijiang_runtime.{name}"
+            for name in ("errors", "request", "config", "tokenizer", "grammar_check")
+        }
         | {"dijiang_runtime.models.config"}
         | {f"dijiang_runtime.engine.{name}" for name in ("client", "messages")}
     ),

@@ -6,19 +6,23 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 from typing import Protocol, Self
 
+import llguidance
 import msgspec
 
 from dijiang_runtime.config import CHUNK_SIZE, EngineConfig
 from dijiang_runtime.engine.admission import QueueLimits, validate_request
+from dijiang_runtime.engine.grammar import GrammarCache, GrammarState
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.engine.messages import EngineInfo, EngineStats
 from dijiang_runtime.engine.output_processor import OutputProcessor
 from dijiang_runtime.engine.scheduler import Scheduler, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.engine.stats import StatsCollector
-from dijiang_runtime.errors import InvalidRequestError, RequestFailedError
+from dijiang_runtime.errors import DiJiangError, InvalidRequestError, RequestFailedError
+from dijiang_runtime.grammar import GrammarCompiler
 from dijiang_runtime.request import (
     FinishReason,
     Request,
@@ -60,6 +64,10 @@ class Engine:
         self._clock = clock
         self._processor = OutputProcessor(tokenizer)
         self._stats = StatsCollector()
+        self._grammars = GrammarCache(
+            GrammarCompiler(tokenizer, info.vocab_size, info.eos_token_ids)
+        )
+        self._compiling: dict[str, tuple[Sequence, Future[llguidance.LLMatcher]]] = {}
         self._offline_ids = itertools.count()
         self.scheduler = Scheduler(
             num_slots=info.num_slots,
@@ -92,6 +100,11 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    @property
+    def only_awaits_grammars(self) -> bool:
+        """Whether there is work, but a step would do none of it until a grammar is compiled."""
+        return self.scheduler.only_awaits_grammars
+
     def add_request(self, request: Request) -> None:
         """Accept a request.
 
@@ -114,6 +127,8 @@ class Engine:
         sequence = Sequence(request, secrets.randbits(64) if seed is None else seed)
         self.scheduler.add(sequence)
         self._processor.add(sequence)
+        if (grammar := request.sampling.grammar) is not None:
+            self._compiling[request.request_id] = (sequence, self._grammars.compile(grammar))
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request early and return its last output.
@@ -128,9 +143,11 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Advance every running sequence by one step and return what is new."""
-        plan = self.scheduler.schedule(now := self._clock())
+        now = self._clock()
+        outputs = self._take_grammars(now)
+        plan = self.scheduler.schedule(now)
         # Those for whom a slot is free are in the plan, however long they have waited.
-        outputs = [self._processor.close(sequence) for sequence in self.scheduler.expire(now)]
+        outputs += [self._processor.close(sequence) for sequence in self.scheduler.expire(now)]
         if plan.is_empty:
             return outputs
         started = time.perf_counter()
@@ -207,6 +224,25 @@ class Engine:
             max_logprobs=info.max_logprobs,
         )
         return request
+
+    def _take_grammars(self, now: float) -> list[RequestOutput]:
+        """Let those whose grammar is compiled have a slot, and end those whose cannot be."""
+        outputs = []
+        for request_id, (sequence, compiled) in list(self._compiling.items()):
+            if not (compiled.done() or sequence.is_finished):
+                continue
+            del self._compiling[request_id]
+            if sequence.is_finished:
+                continue
+            if (error := compiled.exception()) is None:
+                sequence.matcher = GrammarState(compiled.result())
+                continue
+            kind = InvalidRequestError if isinstance(error, DiJiangError) else RequestFailedError
+            text = str(error) if isinstance(error, DiJiangError) else "The grammar failed."
+            sequence.error = RequestError(kind.__name__, text)
+            self.scheduler.finish(sequence, FinishReason.ERROR, now)
+            outputs.append(self._processor.close(sequence))
+        return outputs
 
     def _output(self, sequence: Sequence, result: StepResult, now: float) -> RequestOutput | None:
         """The news of one sequence after a step. A failure here is this sequence's alone."""

@@ -23,6 +23,8 @@ from dijiang_runtime.request import FinishReason, Request, RequestError, Request
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 0.1
+GRAMMAR_POLL_SECONDS = 0.002
+"""How soon a grammar that was compiled is noticed while nothing else is to do."""
 
 
 class Channel(Protocol):
@@ -43,6 +45,8 @@ def run(engine: Engine, channel: Channel) -> None:
     while True:
         # Blocks while there is nothing to do, and wakes at once for a new request.
         idle_seconds = 0.0 if engine.has_work else max(0.0, next_beat - time.monotonic())
+        if engine.only_awaits_grammars:
+            idle_seconds = GRAMMAR_POLL_SECONDS
         outputs = []
         for message in channel.receive(idle_seconds):
             if isinstance(message, Shutdown):

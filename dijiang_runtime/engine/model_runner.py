@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dijiang_runtime.engine.batch import Batch, build_batch
 from dijiang_runtime.engine.embedding import pool_hidden
+from dijiang_runtime.engine.grammar import GrammarMasks, GrammarState
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.sampler import SampledToken, Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
@@ -32,6 +33,9 @@ _DEFERRED = StepResult(deferred=True)
 Forks = Seq[ScheduledSequence]
 Results = dict[str, StepResult]
 """By request id. A fork whose source failed has none."""
+_TOO_COMPLEX = RequestError(
+    RequestFailedError.__name__, "The answer's grammar became too complex to be followed."
+)
 
 
 class ModelRunner:
@@ -41,6 +45,7 @@ class ModelRunner:
         self._model = model
         self._pool = pool
         self._sampler = sampler
+        self._masks = GrammarMasks(model.config.vocab_size)
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> list[StepResult]:
@@ -74,6 +79,9 @@ class ModelRunner:
 
     def _run_batch(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
         batch = build_batch(items, self._pool, self._pool.states.device)
+        masks = self._masks.begin(
+            [item.sequence for item in (*items, *forks) if item.completes_prompt]
+        )
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         is_finite = hidden.isfinite().all(dim=1) & batch.recurrence.finite_rows()
         finite_rows = is_finite.tolist()
@@ -85,9 +93,17 @@ class ModelRunner:
             if item.sequence.request.embed
         }
         everyone, rows = _with_forks(items, forks, batch, finite)
+        if masks is not None:
+            masks.result()
+        lost = {i for i in finite if _has_lost_grammar(everyone[i])}
+        finite -= lost
         sampled = self._sample(everyone, rows, hidden, finite)
         results: Results = {}
         for i, item in enumerate(everyone):
+            if i in lost:
+                logger.error("request %s: its grammar is too complex", _id(item))
+                results[_id(item)] = StepResult(error=_TOO_COMPLEX)
+                continue
             if i not in finite:
                 if item.source is None:
                     logger.error("request %s: the model's output is not finite", _id(item))
@@ -194,3 +210,8 @@ def _with_forks(
 
 def _id(item: ScheduledSequence) -> str:
     return item.sequence.request_id
+
+
+def _has_lost_grammar(item: ScheduledSequence) -> bool:
+    matcher = item.sequence.matcher
+    return isinstance(matcher, GrammarState) and matcher.has_failed

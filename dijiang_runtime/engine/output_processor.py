@@ -116,8 +116,10 @@ class OutputProcessor:
         self, transcript: _Transcript, sequence: Sequence, token_id: int
     ) -> tuple[str, str | None]:
         sampling = sequence.request.sampling
-        # Sequences end with STOP before their text is known only by a stop token.
-        is_stop_token = sequence.finish_reason is FinishReason.STOP
+        # Sequences end with STOP before their text is known only by a stop token or a grammar.
+        is_stop_token = (
+            sequence.finish_reason is FinishReason.STOP and not sequence.completed_grammar
+        )
         if is_stop_token and not sampling.include_stop_str_in_output:
             return "", None
         may_stop = len(sequence.output_token_ids) > sampling.min_tokens and not is_stop_token

@@ -1,9 +1,9 @@
 """Logits and each row's sampling parameters to token ids.
 
 The order is that of vLLM: raw logprobs; logit bias and the masks of min_tokens and bad_words;
-penalties; the mask of allowed_token_ids; greedy, or temperature, min_p, top_k, top_p and a draw at
-one counted random number. So a row's token is a function of its own logits, parameters, seed and
-position.
+penalties; the mask of allowed_token_ids or of a grammar; greedy, or temperature, min_p, top_k,
+top_p and a draw at one counted random number. So a row's token is a function of its own logits,
+parameters, seed and position.
 
 n rows    V vocabulary
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dijiang_runtime.engine.drawing import draw
+from dijiang_runtime.engine.grammar import GrammarState
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence, TokenHistory
@@ -88,6 +89,10 @@ class Sampler:
                 sequence.forbidden[list(params.allowed_token_ids)] = False
             # Below what is masked: when every allowed token is masked, it is still one of them.
             row[torch.from_numpy(sequence.forbidden).to(row.device)] = -torch.inf
+        if isinstance(sequence.matcher, GrammarState):
+            assert sequence.matcher.forbidden is not None, "the masks of the step are not filled"
+            forbidden = torch.from_numpy(sequence.matcher.forbidden)
+            row.masked_fill_(forbidden.to(row.device), -torch.inf)
 
 
 def _ends_of_bad_words(params: SamplingParams, output: Seq[int]) -> list[int]:

@@ -123,6 +123,11 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     @property
+    def only_awaits_grammars(self) -> bool:
+        """Whether there is work, but none that a step could do now."""
+        return bool(self.waiting) and not self.running and not any(self._admissible())
+
+    @property
     def num_queued(self) -> int:
         """Sequences that wait because no slot is free for them."""
         return max(0, len(self.waiting) - self.slots.num_free)
@@ -231,9 +236,9 @@ class Scheduler:
 
     def _admit(self, now: float) -> tuple[int, ...]:
         slots = []
-        while self.waiting and self.slots.num_free:
+        while self.slots.num_free and (able := [*self._admissible()]):
             # The first of the lowest.
-            sequence = min(self.waiting.values(), key=_priority)
+            sequence = min(able, key=_priority)
             del self.waiting[sequence.request_id]
             sequence.slot = self.slots.acquire()
             sequence.status = SequenceStatus.RUNNING
@@ -261,7 +266,10 @@ class Scheduler:
             if result.token_id in self.eos_token_ids and not sampling.ignore_eos:
                 self.finish(sequence, FinishReason.STOP, now)
                 return
-        if len(sequence.output_token_ids) >= sampling.max_tokens:
+        if sequence.matcher is not None and sequence.matcher.is_complete:
+            sequence.completed_grammar = True
+            self.finish(sequence, FinishReason.STOP, now)
+        elif len(sequence.output_token_ids) >= sampling.max_tokens:
             self.finish(sequence, FinishReason.LENGTH, now)
 
     def _followers(self) -> dict[str, Sequence]:
@@ -278,6 +286,10 @@ class Scheduler:
             if leaders.setdefault(group, sequence) is not sequence:
                 followers[sequence.request_id] = sequence
         return followers
+
+    def _admissible(self) -> Iterator[Sequence]:
+        """Those that wait for nothing but a slot."""
+        return (sequence for sequence in self.waiting.values() if not sequence.awaits_grammar)
 
     @property
     def _has_spare_slot(self) -> bool:

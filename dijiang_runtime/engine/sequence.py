@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,19 @@ class TokenHistory:
         self.seen[token_id] = True
 
 
+class Matcher(Protocol):
+    """Where a sequence's answer is in its grammar; see `grammar.GrammarState`."""
+
+    def advance(self, token_id: int) -> None:
+        """Read the token that was sampled."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole and nothing may follow it."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """One request's tokens, progress and slot while it waits and runs.
@@ -79,6 +93,10 @@ class Sequence:
     """Where the vocabulary has no allowed token. Only kept where the request allows only some."""
     pooled: npt.NDArray[np.float64] | None = None
     """The sum of the prompt's hidden states, as far as it is computed, for an embedding."""
+    matcher: Matcher | None = None
+    """Of a request with a grammar, once that is compiled. Until then it waits."""
+    completed_grammar: bool = False
+    """Ended because the grammar lets nothing follow, by a token that belongs to the answer."""
     fenced: bool = False
     """Aborted while a step that uses the slot was in flight."""
     finish_reason: FinishReason | None = None
@@ -91,6 +109,11 @@ class Sequence:
     @property
     def request_id(self) -> str:
         return self.request.request_id
+
+    @property
+    def awaits_grammar(self) -> bool:
+        """Whether the grammar is still being compiled: the sequence may not have a slot yet."""
+        return self.request.sampling.grammar is not None and self.matcher is None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -138,3 +161,5 @@ class Sequence:
         self.output_token_ids.append(token_id)
         if self.history is not None:
             self.history.add(token_id)
+        if self.matcher is not None:
+            self.matcher.advance(token_id)

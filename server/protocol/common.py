@@ -30,7 +30,6 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "file_url": (),
     "function_call": ("none",),
     "functions": ([],),
-    "grammar": (),
     "guided_choice": (),
     "guided_decoding_backend": (),
     "guided_grammar": (),
@@ -48,9 +47,7 @@ UNSUPPORTED_FIELDS: Mapping[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "reasoning": (),
     "regex": (),
-    "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -88,8 +85,9 @@ class RequestModel(BaseModel):
             # 1 == True in Python, but not in JSON.
             harmless = self.unsupported[name]
             if not any(value == h and type(value) is type(h) for h in harmless):
+                hint = " Use structured_outputs." if name.startswith("guided_") else ""
                 raise UnsupportedParameterError(
-                    f"{name} is not supported by this server.", param=name
+                    f"{name} is not supported by this server.{hint}", param=name
                 )
 
     def ignored_fields(self) -> list[str]:

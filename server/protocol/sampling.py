@@ -7,8 +7,9 @@ import msgspec
 from pydantic import Field
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.request import MAX_BAD_WORDS, NO_LOGPROBS, SamplingParams
+from dijiang_runtime.request import MAX_BAD_WORDS, NO_LOGPROBS, Grammar, SamplingParams
 from server.protocol.common import RequestModel
+from server.protocol.structure import StructureFields
 
 ShortList = Field(max_length=1024, fail_fast=True)
 FailFast = Field(fail_fast=True)
@@ -87,7 +88,7 @@ class EngineRequest(RequestModel):
         return token_ids[:limit] if self.truncation_side == "right" else token_ids[-limit:]
 
 
-class GenerationRequest(EngineRequest):
+class GenerationRequest(StructureFields, EngineRequest):
     """What every request for text may say. A field that is null is as if it were not there."""
 
     n: int | None = None
@@ -169,6 +170,7 @@ class GenerationRequest(EngineRequest):
         max_tokens: int,
         prompt_logprobs: int = NO_LOGPROBS,
         bad_words: tuple[tuple[int, ...], ...] = (),
+        grammar: Grammar | None = None,
     ) -> SamplingParams:
         """The sampling parameters of the first choice."""
         given: dict[str, Any] = {
@@ -185,6 +187,7 @@ class GenerationRequest(EngineRequest):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             allowed_token_ids=None if allowed is None else tuple(sorted(set(allowed))),
             bad_words=bad_words,
+            grammar=grammar,
             logprobs=max(self.num_logprobs, 0) if is_ranked else self.num_logprobs,
             prompt_logprobs=prompt_logprobs,
         )

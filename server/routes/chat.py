@@ -7,7 +7,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
+from dijiang_runtime.request import (
+    NO_LOGPROBS,
+    Grammar,
+    PositionLogprobs,
+    RequestOutput,
+    SamplingParams,
+)
 from server.bad_words import tokenize_words
 from server.chat_template import PromptOptions
 from server.context import ContextDep, ServerContext
@@ -34,6 +40,7 @@ from server.routes.common import (
     ignored_header,
     json_response,
     off_loop,
+    read_grammar,
     read_request,
     usage_so_far,
 )
@@ -47,9 +54,9 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
     body = await read_request(http, context, ChatCompletionRequest)
     head = admit(context, body, "chatcmpl")
     prompt = await read_prompt(body, context)
-    requests = make_requests(
-        context, head.id, [(prompt, sampling_params(body, prompt, context))], body
-    )
+    grammar = await read_grammar(context, body.read_grammar())
+    sampling = sampling_params(body, prompt, context, grammar)
+    requests = make_requests(context, head.id, [(prompt, sampling)], body)
     generation = Generation(context, requests, body)
     if body.stream:
         stream = ChatStream(body, head, generation, prompt)
@@ -98,7 +105,10 @@ async def read_messages(
 
 
 def sampling_params(
-    body: ChatCompletionRequest, prompt: tuple[int, ...], context: ServerContext
+    body: ChatCompletionRequest,
+    prompt: tuple[int, ...],
+    context: ServerContext,
+    grammar: Grammar | None = None,
 ) -> SamplingParams:
     """The sampling parameters of the first choice, checked."""
     info = context.engine.info
@@ -115,6 +125,7 @@ def sampling_params(
         max_tokens=max_tokens,
         prompt_logprobs=wanted,
         bad_words=tokenize_words(body.bad_words, context.model.tokenizer),
+        grammar=grammar,
     )
     body.validate_sampling(sampling, vocab_size=info.vocab_size, max_logprobs=info.max_logprobs)
     return sampling

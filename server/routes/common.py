@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import ContextLengthError, EngineDeadError, InvalidRequestError
+from dijiang_runtime.request import Grammar
 from dijiang_runtime.tokenizer import LONG_TEXT
 from server.context import ServerContext
 from server.generation import Choice, Generation
@@ -79,6 +80,20 @@ async def off_loop(
     if num_chars < LONG_TEXT:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)
+
+
+async def read_grammar(context: ServerContext, grammar: Grammar | None) -> Grammar | None:
+    """The grammar of an answer, tried out before anything of it is computed.
+
+    Raises:
+        InvalidRequestError: it cannot be used.
+    """
+    if grammar is not None:
+        info = context.engine.info
+        await context.grammars.check(
+            grammar, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
+        )
+    return grammar
 
 
 def fit(

@@ -9,7 +9,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.request import NO_LOGPROBS, PositionLogprobs, RequestOutput, SamplingParams
+from dijiang_runtime.request import (
+    NO_LOGPROBS,
+    Grammar,
+    PositionLogprobs,
+    RequestOutput,
+    SamplingParams,
+)
 from dijiang_runtime.tokenizer import Tokenizer
 from server.bad_words import tokenize_words
 from server.context import ContextDep, ServerContext
@@ -38,6 +44,7 @@ from server.routes.common import (
     ignored_header,
     json_response,
     off_loop,
+    read_grammar,
     read_request,
     usage_so_far,
 )
@@ -61,11 +68,12 @@ async def create_completion(http: Request, context: ContextDep) -> Response:
     head = admit(context, body, "cmpl")
     prompts = await read_prompts(body, context)
     bad_words = tokenize_words(body.bad_words, context.model.tokenizer)
+    grammar = await read_grammar(context, body.read_grammar())
     requests = make_requests(
         context,
         head.id,
         [
-            (prompt.token_ids, sampling_params(body, prompt, context, bad_words))
+            (prompt.token_ids, sampling_params(body, prompt, context, bad_words, grammar))
             for prompt in prompts
         ],
         body,
@@ -146,6 +154,7 @@ def sampling_params(
     prompt: Prompt,
     context: ServerContext,
     bad_words: tuple[tuple[int, ...], ...],
+    grammar: Grammar | None,
 ) -> SamplingParams:
     """The sampling parameters of a prompt's first choice, checked."""
     info = context.engine.info
@@ -167,6 +176,7 @@ def sampling_params(
         max_tokens=max_tokens,
         prompt_logprobs=wanted,
         bad_words=bad_words,
+        grammar=grammar,
     )
     body.validate_sampling(sampling, vocab_size=info.vocab_size, max_logprobs=info.max_logprobs)
     return sampling

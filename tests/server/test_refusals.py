@@ -261,7 +261,7 @@ async def test_a_field_that_would_change_the_answer_is_never_ignored(
         ("use_beam_search", True),
         ("use_beam_search", 0),
         ("tools", [{"type": "function"}]),
-        ("response_format", {"type": "json_object"}),
+        ("functions", [{"name": "f"}]),
         ("tool_choice", "required"),
     ],
 )
