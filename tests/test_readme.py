@@ -67,7 +67,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readme_lists_every_command() -> None:
-    assert set(re.findall(r"^\| `dijiang ([a-z]+)` \|", README, re.MULTILINE)) == COMMANDS
+    assert set(re.findall(r"^\| `dijiang ([a-z-]+)` \|", README, re.MULTILINE)) == COMMANDS
 
 
 def test_the_readme_names_only_options_that_serve_has() -> None:
