@@ -1,8 +1,6 @@
 """Grammars inside the engine: compiled beside the step loop, followed token by token, made masks.
 
-A mask depends on a sequence's own tokens alone, and it is known before the model has computed
-anything. So the masks of a step are filled in one pass while the model runs, and a sequence without
-a grammar waits for none of it.
+A mask depends on a sequence's own tokens alone. The masks of a step are filled in one pass.
 
 n rows    V vocabulary
 """
@@ -15,9 +13,8 @@ from typing import Self
 import llguidance
 import numpy as np
 import numpy.typing as npt
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from dijiang_runtime.engine.resources import available_cpus
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.grammar import GrammarCompiler
 from dijiang_runtime.request import Grammar
@@ -32,7 +29,7 @@ class GrammarState:
         """Begin at the start. `matcher` is left as it is."""
         self._matcher = matcher.deep_copy()
         self.forbidden: npt.NDArray[np.bool_] | None = None
-        """Which tokens may not come next. Shape [V]. Filled by `GrammarMasks`, for one step."""
+        """Which tokens may not come next. Shape [V]. Filled by `fill_masks`, for one step."""
 
     def copy(self) -> Self:
         """The same place in the same grammar, for a sequence that goes its own way from here."""
@@ -81,30 +78,18 @@ class GrammarCache:
         return compiled
 
 
-class GrammarMasks:
-    """Fills the masks of one step's rows, all in one pass, while something else computes."""
+def fill_masks(sequences: Seq[Sequence], vocab_size: int) -> None:
+    """Fill `forbidden` of those sequences that have a grammar, for the next token.
 
-    def __init__(self, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="masks")
-        self._executor: llguidance.LLExecutor | None = None
-
-    def begin(self, sequences: Seq[Sequence]) -> Future[None] | None:
-        """Begin to fill `forbidden` of those that have a grammar; wait for the result to read it.
-
-        None if no sequence has one.
-        """
-        states = [s.matcher for s in sequences if isinstance(s.matcher, GrammarState)]
-        return self._pool.submit(self._fill, states) if states else None
-
-    def _fill(self, states: Seq[GrammarState]) -> None:
-        if self._executor is None:
-            self._executor = llguidance.LLExecutor(num_threads=max(1, available_cpus() // 2))
-        bits = allocate_token_bitmask(len(states), self._vocab_size)
-        rows = [(state.matcher, i) for i, state in enumerate(states)]
-        fill_next_token_bitmask_par(self._executor, rows, bits)
-        allowed = np.unpackbits(
-            bits.view(np.uint8), axis=1, count=self._vocab_size, bitorder="little"
-        )
-        for state, row in zip(states, allowed, strict=True):
-            state.forbidden = row == 0
+    In the thread of the step: handing this to another one costs more than doing it, since that
+    one waits milliseconds for the interpreter lock.
+    """
+    states = [s.matcher for s in sequences if isinstance(s.matcher, GrammarState)]
+    if not states:
+        return
+    bits = allocate_token_bitmask(len(states), vocab_size)
+    for i, state in enumerate(states):
+        fill_next_token_bitmask(state.matcher, bits, i)
+    allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+    for state, row in zip(states, allowed, strict=True):
+        state.forbidden = row == 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dijiang_runtime.engine.batch import Batch, build_batch
 from dijiang_runtime.engine.embedding import pool_hidden
-from dijiang_runtime.engine.grammar import GrammarMasks, GrammarState
+from dijiang_runtime.engine.grammar import GrammarState, fill_masks
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.sampler import SampledToken, Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
@@ -45,7 +45,6 @@ class ModelRunner:
         self._model = model
         self._pool = pool
         self._sampler = sampler
-        self._masks = GrammarMasks(model.config.vocab_size)
 
     @torch.inference_mode()
     def execute(self, plan: SchedulerOutput) -> list[StepResult]:
@@ -79,9 +78,6 @@ class ModelRunner:
 
     def _run_batch(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
         batch = build_batch(items, self._pool, self._pool.states.device)
-        masks = self._masks.begin(
-            [item.sequence for item in (*items, *forks) if item.completes_prompt]
-        )
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         is_finite = hidden.isfinite().all(dim=1) & batch.recurrence.finite_rows()
         finite_rows = is_finite.tolist()
@@ -93,8 +89,10 @@ class ModelRunner:
             if item.sequence.request.embed
         }
         everyone, rows = _with_forks(items, forks, batch, finite)
-        if masks is not None:
-            masks.result()
+        fill_masks(
+            [item.sequence for item in everyone if item.completes_prompt],
+            self._model.config.vocab_size,
+        )
         lost = {i for i in finite if _has_lost_grammar(everyone[i])}
         finite -= lost
         sampled = self._sample(everyone, rows, hidden, finite)
