@@ -193,6 +193,10 @@ class AsyncClient:
         """The text of some tokens."""
         return await self._call(wire.detokenize(await self.model_name(), tokens))
 
+    async def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
+        """A vector for each text, in their order: the closer two are, the more alike the texts."""
+        return await self._call(wire.embed(await self.model_name(), texts))
+
     async def metrics(self) -> dict[str, float]:
         """The server's metrics by name, those that differ in their labels added up."""
         return await self._call(wire.metrics())

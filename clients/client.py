@@ -201,6 +201,10 @@ class Client:
         """The text of some tokens."""
         return self._call(wire.detokenize(self.model_name(), tokens))
 
+    def embed(self, texts: Sequence[str]) -> list[tuple[float, ...]]:
+        """A vector for each text, in their order: the closer two are, the more alike the texts."""
+        return self._call(wire.embed(self.model_name(), texts))
+
     def metrics(self) -> dict[str, float]:
         """The server's metrics by name, those that differ in their labels added up."""
         return self._call(wire.metrics())

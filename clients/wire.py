@@ -68,6 +68,10 @@ def detokenize(model: str, tokens: Sequence[int]) -> Call[str]:
     return Call("/detokenize", read_text, {"model": model, "tokens": list(tokens)})
 
 
+def embed(model: str, texts: Sequence[str]) -> Call[list[tuple[float, ...]]]:
+    return Call("/v1/embeddings", read_embeddings, {"model": model, "input": list(texts)})
+
+
 def metrics() -> Call[dict[str, float]]:
     return Call("/metrics", read_metrics)
 
@@ -112,6 +116,12 @@ def read_tokens(body: bytes) -> Tokens:
 def read_text(body: bytes) -> str:
     with openai_shape():
         return str(json.loads(body)["prompt"])
+
+
+def read_embeddings(body: bytes) -> list[tuple[float, ...]]:
+    with openai_shape():
+        items = sorted(json.loads(body)["data"], key=lambda item: item["index"])
+        return [tuple(float(number) for number in item["embedding"]) for item in items]
 
 
 def read_metrics(body: bytes) -> dict[str, float]:
