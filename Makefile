@@ -65,6 +65,11 @@ test-browser: $(TEST_READY) ## Drive the playground in Chromium. Installs it whe
 	@$(INSTALL) --no-build-isolation -e '.[browser]'
 	$(BIN)/python -m pytest tests/playground -m browser $(ARGS)
 
+.PHONY: test-langchain
+test-langchain: $(TEST_READY) ## Run the pages' examples, LangChain's too, which it installs
+	@$(INSTALL) --no-build-isolation -e '.[langchain]'
+	$(BIN)/python -m pytest tests/clients/test_examples.py $(ARGS)
+
 .PHONY: lint
 lint: $(TEST_READY) ## Run ruff and mypy, changing nothing
 	$(BIN)/ruff check
