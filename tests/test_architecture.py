@@ -27,6 +27,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "server.commands": frozenset(
         {"server", "typer", "rich", "msgspec", "dijiang_runtime.demo"}
         | {"dijiang_runtime.config", "dijiang_runtime.errors"}
+        | {"dijiang_runtime.conversion.options"}
     ),
     "server": frozenset(
         {
@@ -65,6 +66,7 @@ FORBIDDEN: dict[str, frozenset[str]] = {
 TORCH_FREE = (
     "dijiang_runtime",
     "dijiang_runtime.config",
+    "dijiang_runtime.conversion.options",
     "dijiang_runtime.errors",
     "dijiang_runtime.request",
     "dijiang_runtime.tokenizer",

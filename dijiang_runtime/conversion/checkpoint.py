@@ -75,7 +75,7 @@ def restore_optimizer(out: Path, module: nn.Module, optimizer: torch.optim.Optim
         for parameter in group["params"]:
             name = names[id(parameter)]
             optimizer.state[parameter] = {
-                "step": tensors[f"{name}.step"],
+                "step": tensors[f"{name}.step"].to(parameter.device),
                 "exp_avg": _take(tensors, f"{name}.exp_avg", parameter),
                 "exp_avg_sq": _take(tensors, f"{name}.exp_avg_sq", parameter),
             }
@@ -105,7 +105,7 @@ def _load(out: Path, name: str) -> dict[str, Tensor]:
 def _take(tensors: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     if name not in tensors or tensors[name].shape != like.shape:
         raise TrainingError(f"The checkpoint does not fit the model at {name}.")
-    return tensors[name]
+    return tensors[name].to(like.device)
 
 
 def _moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
-"""Text files as training data: stories, packed token ids, batches that depend on the step alone."""
+"""Text as training data: packed token ids, and batches that depend on the step alone."""
 
-import gzip
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,39 +10,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dijiang_runtime.conversion.errors import DataError
-
-SEPARATOR = "<|endoftext|>"
-"""A line that holds only this ends a document."""
+from dijiang_runtime.conversion.sources import read_documents
 
 _DOCUMENTS_PER_BATCH = 1024
-
-
-def read_documents(path: Path) -> Iterator[str]:
-    """Yield the documents of a text file, plain or gzip, one after the other.
-
-    A file without separator lines is one document.
-
-    Raises:
-        DataError: the file is missing, or is not UTF-8 text.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    lines: list[str] = []
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="\n") as file:
-            for line in file:
-                if line.strip() == SEPARATOR:
-                    yield from _document(lines)
-                    lines = []
-                else:
-                    lines.append(line)
-    except (OSError, UnicodeDecodeError) as exc:
-        raise DataError(f"Cannot read the text file {path}: {exc}.") from exc
-    yield from _document(lines)
-
-
-def _document(lines: Sequence[str]) -> Iterator[str]:
-    if text := "".join(lines).strip():
-        yield text
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -62,26 +31,39 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def pack_documents(
-    paths: Sequence[Path], tokenizer: Tokenizer, *, eos_token_id: int | None
+    sources: Sequence[str | Path],
+    tokenizer: Tokenizer,
+    *,
+    eos_token_id: int | None,
+    text_column: str = "text",
+    max_tokens: int | None = None,
 ) -> np.ndarray:
     """Tokenise every document and join them into one array of ids, int32 `[num_tokens]`.
 
     A tokenizer that starts each text with its BOS token has separated the documents by that;
     otherwise `eos_token_id` is appended to each.
 
+    Args:
+        sources: What `read_documents` takes.
+        max_tokens: Stop reading when there are so many, and drop what is over.
+
     Raises:
-        DataError: the files hold no text.
+        DataError: a source cannot be read, or none of them holds text.
     """
     starts_with_special = bool(tokenizer.encode("").ids)
     tail = [] if starts_with_special or eos_token_id is None else [eos_token_id]
     parts: list[np.ndarray] = []
-    for path in paths:
-        for documents in _batched(read_documents(path), _DOCUMENTS_PER_BATCH):
-            for encoding in tokenizer.encode_batch(documents):
-                parts.append(np.asarray(encoding.ids + tail, dtype=np.int32))
+    num_tokens = 0
+    documents = (text for name in sources for text in read_documents(name, text_column=text_column))
+    for batch in _batched(documents, _DOCUMENTS_PER_BATCH):
+        for encoding in tokenizer.encode_batch(batch):
+            parts.append(np.asarray(encoding.ids + tail, dtype=np.int32))
+            num_tokens += len(parts[-1])
+        if max_tokens is not None and num_tokens >= max_tokens:
+            break
     if not parts:
-        raise DataError(f"No text in {', '.join(str(path) for path in paths)}.")
-    return np.concatenate(parts)
+        raise DataError(f"No text in {', '.join(str(name) for name in sources)}.")
+    return np.concatenate(parts)[:max_tokens]
 
 
 def _batched(documents: Iterator[str], size: int) -> Iterator[list[str]]:
@@ -115,6 +97,10 @@ class TrainingBatches:
                 f"The text has {len(self.token_ids)} tokens, but one batch of {self.batch_size} x "
                 f"{self.context} needs {needed}. Lower the batch size or the context."
             )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.context
 
     @property
     def steps_per_epoch(self) -> int:

@@ -36,6 +36,13 @@ class DiJiangModel:
     def eos_token_id(self) -> int | None:
         return next(iter(self.decoder.config.eos_token_ids), None)
 
+    @property
+    def max_length(self) -> int | None:
+        return self.decoder.config.position_limit
+
+    def checkpoint_gradients(self) -> None:
+        self.decoder.gradient_checkpointing = True
+
     def is_trained(self, name: str) -> bool:
         """The authors freeze the feature map; their decay tables cannot be trained at all."""
         if name.endswith((".D1", ".D2")):
@@ -50,7 +57,7 @@ class DiJiangModel:
     def attention_outputs(self, inputs: list[Tensor]) -> list[Tensor]:
         """What each layer's attention makes of the input given to it, both `[B, T, hidden]`."""
         batch, length = inputs[0].shape[:2]
-        positions = torch.arange(length).repeat(batch)
+        positions = torch.arange(length, device=inputs[0].device).repeat(batch)
         recurrence = FreshSequences(batch, length)
         angles = None
         if self.decoder.config.rotary_dim:

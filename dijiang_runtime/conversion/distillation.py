@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dijiang_runtime.conversion.data import TrainingBatches
 from dijiang_runtime.conversion.dijiang_model import DiJiangModel
 from dijiang_runtime.conversion.errors import TrainingError
 from dijiang_runtime.conversion.loop import Stage
@@ -18,7 +19,12 @@ _MIN_POWER = 1e-12
 
 
 def alignment_stage(
-    model: TrainableModel, teacher: VanillaModel, *, num_steps: int, peak_lr: float
+    model: TrainableModel,
+    teacher: VanillaModel,
+    batches: TrainingBatches,
+    *,
+    num_steps: int,
+    peak_lr: float,
 ) -> Stage:
     """Train the attention alone to put out what the teacher's attention puts out.
 
@@ -41,13 +47,19 @@ def alignment_stage(
         name="align",
         num_steps=num_steps,
         peak_lr=peak_lr,
+        batches=batches,
         loss=loss,
         trains=lambda name: ".attention." in name and model.is_trained(name),
     )
 
 
 def kl_stage(
-    model: TrainableModel, teacher: VanillaModel, *, num_steps: int, peak_lr: float
+    model: TrainableModel,
+    teacher: VanillaModel,
+    batches: TrainingBatches,
+    *,
+    num_steps: int,
+    peak_lr: float,
 ) -> Stage:
     """Train all weights to give the teacher's distribution of the next token."""
 
@@ -57,17 +69,26 @@ def kl_stage(
         return kl_loss(model.logits(batch[:, :-1]), target)
 
     return Stage(
-        name="distil", num_steps=num_steps, peak_lr=peak_lr, loss=loss, trains=model.is_trained
+        name="distil",
+        num_steps=num_steps,
+        peak_lr=peak_lr,
+        batches=batches,
+        loss=loss,
+        trains=model.is_trained,
     )
 
 
 def alignment_loss(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """Mean over layers of the squared error, relative to the power of the target."""
-    errors = [
-        (output.float() - target.float()).square().mean()
-        / target.float().square().mean().clamp(min=_MIN_POWER)
-        for output, target in zip(outputs, targets, strict=True)
-    ]
+    """Mean over layers and sequences of the squared error, relative to the target's power.
+
+    Both hold `[B, T, hidden]` for each layer. A sequence's error does not depend on the others, so
+    that a batch may be split.
+    """
+    errors = []
+    for output, target in zip(outputs, targets, strict=True):
+        output, target = output.float(), target.float()
+        power = target.square().mean((1, 2)).clamp(min=_MIN_POWER)
+        errors.append(((output - target).square().mean((1, 2)) / power).mean())
     return torch.stack(errors).mean()
 
 

@@ -68,7 +68,7 @@ def next_token_loss(logits: Tensor, batch: Tensor, *, reduction: str = "mean") -
 
 def evaluate(
     folder: Path,
-    data: Sequence[Path],
+    data: Sequence[str | Path],
     options: EvaluateOptions,
     progress: AdvanceFn | None = None,
 ) -> Evaluation:

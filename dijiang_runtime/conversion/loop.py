@@ -14,28 +14,13 @@ from torch import Tensor, nn
 from dijiang_runtime.conversion import checkpoint
 from dijiang_runtime.conversion.data import TrainingBatches
 from dijiang_runtime.conversion.errors import TrainingError
+from dijiang_runtime.conversion.options import LoopOptions
+from dijiang_runtime.conversion.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 # Never shrunk towards zero: a zero there is a statement, not an absence.
 _UNDECAYED = ("feature_map", "log_decay_rate", "embed_positions", "window_mix")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopOptions:
-    """How the optimiser walks, and how often the loop speaks, evaluates and saves."""
-
-    min_lr_fraction: float = 0.1
-    """The cosine ends at this fraction of the peak."""
-    warmup_fraction: float = 0.02
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
-    bfloat16: bool = False
-    """Run the forward pass under bfloat16 autocast; weights and optimiser stay float32."""
-    log_every: int = 20
-    evaluate_every: int = 500
-    save_every: int = 500
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +30,9 @@ class Stage:
     name: str
     num_steps: int
     peak_lr: float
+    batches: TrainingBatches
     loss: Callable[[Tensor], Tensor]
-    """Of a batch `[B, context + 1]`."""
+    """Of a batch `[B, context + 1]`; the mean over its rows."""
     trains: Callable[[str], bool] = lambda name: True
     """Whether the parameter of this name is trained."""
 
@@ -63,12 +49,8 @@ class TrainReport:
     lr: float
     grad_norm: float
     tokens_per_second: float
+    remaining_seconds: float
     heldout_loss: float | None = None
-
-    @property
-    def remaining_seconds(self) -> float:
-        tokens_per_step = self.num_tokens / self.step
-        return (self.num_steps - self.step) * tokens_per_step / self.tokens_per_second
 
 
 class TrainingLoop:
@@ -81,21 +63,22 @@ class TrainingLoop:
     def __init__(
         self,
         module: nn.Module,
-        batches: TrainingBatches,
         out: Path,
         options: LoopOptions,
+        workers: Workers,
         *,
         fingerprint: Mapping[str, Any],
         evaluate: Callable[[], float] | None = None,
         report: Callable[[TrainReport], None] | None = None,
     ) -> None:
         self.module = module
-        self.batches = batches
         self.out = out
         self.options = options
+        self.workers = workers
         self.fingerprint = dict(fingerprint)
         self.evaluate = evaluate
         self.report = report
+        self._stages: Sequence[Stage] = ()
         self._num_steps = 0
         self._clock = (0.0, 0)
 
@@ -106,8 +89,9 @@ class TrainingLoop:
             TrainingError: a gradient is not finite, or the checkpoint is of another training.
         """
         done = self._resume()
+        self._stages = stages
         self._num_steps = sum(stage.num_steps for stage in stages)
-        self._clock = (time.perf_counter(), done)
+        self._clock = (time.perf_counter(), self._num_tokens(done))
         start = 0
         for stage in stages:
             end = start + stage.num_steps
@@ -142,8 +126,13 @@ class TrainingLoop:
             loss, grad_norm = self._step(stage, optimizer, step)
             self._speak(stage, step + 1, loss, lr, grad_norm)
             if (step + 1) % self.options.save_every == 0:
-                state = checkpoint.TrainingState(step + 1, self.fingerprint)
-                checkpoint.save_checkpoint(self.out, state, self.module, optimizer)
+                self._save(step + 1, optimizer)
+
+    def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.workers.is_main:
+            state = checkpoint.TrainingState(step, self.fingerprint)
+            checkpoint.save_checkpoint(self.out, state, self.module, optimizer)
+        self.workers.wait()
 
     def _step(
         self, stage: Stage, optimizer: torch.optim.Optimizer, step: int
@@ -151,16 +140,19 @@ class TrainingLoop:
         # Dropout, where a parent has it, must not depend on where a training was interrupted.
         torch.manual_seed(self.options.seed * 1_000_003 + step)
         self.module.train()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bfloat16):
-            loss = stage.loss(self.batches.at(step))
+        batch = self.workers.share(stage.batches.at(step))
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.options.bfloat16):
+            loss = stage.loss(batch)
         loss.backward()
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        loss = loss.detach()
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        self.workers.average([loss, *(p.grad for p in parameters if p.grad is not None)])
         grad_norm = nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
         if not math.isfinite(grad_norm):
             raise TrainingError(self._not_finite(stage, step, loss))
         optimizer.step()
         optimizer.zero_grad()
-        return loss.detach(), grad_norm
+        return loss, grad_norm
 
     def _not_finite(self, stage: Stage, step: int, loss: Tensor) -> str:
         # Clipping scaled every gradient by the norm, so the culprit is only named by its loss.
@@ -180,23 +172,33 @@ class TrainingLoop:
             is_last or heldout is not None or done % self.options.log_every == 0
         ):
             return
-        now, (since, since_step) = time.perf_counter(), self._clock
-        tokens_per_step = self.batches.batch_size * self.batches.context
-        speed = (done - since_step) * tokens_per_step / max(now - since, 1e-9)
-        self._clock = (now, done)
+        now, num_tokens = time.perf_counter(), self._num_tokens(done)
+        since, tokens_then = self._clock
+        speed = (num_tokens - tokens_then) / max(now - since, 1e-9)
+        self._clock = (now, num_tokens)
         self.report(
             TrainReport(
                 stage=stage.name,
                 step=done,
                 num_steps=self._num_steps,
-                num_tokens=done * tokens_per_step,
+                num_tokens=num_tokens,
                 loss=loss.item(),
                 lr=lr,
                 grad_norm=grad_norm.item(),
                 tokens_per_second=speed,
+                remaining_seconds=(self._num_tokens(self._num_steps) - num_tokens) / speed,
                 heldout_loss=heldout,
             )
         )
+
+    def _num_tokens(self, step: int) -> int:
+        """Tokens of the first `step` steps."""
+        total = 0
+        for stage in self._stages:
+            steps = min(step, stage.num_steps)
+            total += steps * stage.batches.tokens_per_step
+            step -= steps
+        return total
 
 
 def lr_factor(position: float, options: LoopOptions) -> float:

@@ -1,5 +1,6 @@
 """Let a pretrained parent write training text, where a file holds too little of it."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dijiang_runtime.conversion.data import SEPARATOR, load_tokenizer
+from dijiang_runtime.conversion.data import load_tokenizer
 from dijiang_runtime.conversion.errors import ConversionError
+from dijiang_runtime.conversion.sources import SEPARATOR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
     """How much text is written, and how daring it is."""
 
-    num_bytes: int = 5_000_000
+    num_bytes: int | None = 5_000_000
     """Stop after the batch that reaches this size."""
+    num_tokens: int | None = None
+    """Or this many tokens."""
+    max_length: int | None = None
+    """Tokens of a row. Default: the parent's positions."""
+    keep_unfinished: bool = False
+    """Keep the document that the end of a row cuts off."""
     batch_size: int = 256
     temperature: float = 0.8
     top_p: float = 0.95
     min_characters: int = 160
     """Shorter documents are dropped."""
     seed: int = 0
+
+    def is_enough(self, num_bytes: int, num_tokens: int) -> bool:
+        by_bytes = self.num_bytes is not None and num_bytes >= self.num_bytes
+        return by_bytes or (self.num_tokens is not None and num_tokens >= self.num_tokens)
 
 
 def sample_documents(
@@ -32,7 +44,7 @@ def sample_documents(
     """Write documents sampled from a vanilla parent to `out`; return their number.
 
     Each row starts with the parent's BOS token and runs to its last position. BOS or EOS ends a
-    document, and the one that the last position cuts off is dropped.
+    document; the one that the last position cuts off is dropped, unless it is wanted.
 
     Args:
         report: called with the bytes written so far after each batch.
@@ -49,16 +61,17 @@ def sample_documents(
         raise ConversionError("The parent has no BOS token, so it cannot start a document.")
     generator = torch.Generator().manual_seed(options.seed)
     ends = {config.bos_token_id, config.eos_token_id}
-    num_bytes = num_documents = 0
+    num_bytes = num_tokens = num_documents = 0
     with out.open("w", encoding="utf-8") as file:
-        while num_bytes < options.num_bytes:
+        while not options.is_enough(num_bytes, num_tokens):
             rows = _sample_batch(model, options, generator)
-            for ids in _documents(rows, ends):
+            for ids in _documents(rows, ends, keep_unfinished=options.keep_unfinished):
                 text = tokenizer.decode(ids).strip()
                 if len(text) < options.min_characters:
                     continue
                 num_bytes += file.write(f"{text}\n{SEPARATOR}\n")
                 num_documents += 1
+                num_tokens += len(ids)
             if report is not None:
                 report(num_bytes)
     return num_documents
@@ -74,7 +87,8 @@ def _sample_batch(
     cache = DynamicCache(config=config)
     ids = torch.full((options.batch_size, 1), config.bos_token_id)
     columns = []
-    for _ in range(config.max_position_embeddings - 1):
+    length = min(options.max_length or math.inf, config.max_position_embeddings)
+    for _ in range(int(length) - 1):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True)
         ids = _sample(output.logits[:, -1], options, generator)
         columns.append(ids)
@@ -88,11 +102,15 @@ def _sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator
     return order.gather(-1, torch.multinomial(nucleus, 1, generator=generator))
 
 
-def _documents(rows: list[list[int]], ends: set[int | None]) -> Iterator[list[int]]:
-    """The complete documents of each row: what lies before an end token."""
+def _documents(
+    rows: list[list[int]], ends: set[int | None], *, keep_unfinished: bool
+) -> Iterator[list[int]]:
+    """The documents of each row: what lies before an end token, and at wish the rest."""
     for row in rows:
         start = 0
         for index, token_id in enumerate(row):
             if token_id in ends:
                 yield row[start:index]
                 start = index + 1
+        if keep_unfinished:
+            yield row[start:]

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from dijiang_runtime.conversion.data import SEPARATOR, read_documents
 from dijiang_runtime.conversion.errors import DataError
+from dijiang_runtime.conversion.sources import SEPARATOR, read_documents
 
 MIN_VOCAB_SIZE = 257
 """All bytes and the end-of-text token."""
 
 
 def train_tokenizer(
-    data: Sequence[Path], out: Path, *, vocab_size: int = 2048, max_length: int = 512
+    data: Sequence[str | Path], out: Path, *, vocab_size: int = 2048, max_length: int = 512
 ) -> Tokenizer:
     """Learn `vocab_size` byte-level BPE tokens from `data` and write the files to `out`.
 
@@ -46,7 +46,7 @@ def train_tokenizer(
     return tokenizer
 
 
-def _documents(paths: Sequence[Path]) -> Iterator[str]:
+def _documents(paths: Sequence[str | Path]) -> Iterator[str]:
     is_empty = True
     for path in paths:
         for document in read_documents(path):

@@ -25,8 +25,17 @@ class TrainableModel(Protocol):
     @property
     def eos_token_id(self) -> int | None: ...
 
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the model has, None where there is no limit."""
+        ...
+
     def is_trained(self, name: str) -> bool:
         """Whether training may change the parameter of this name."""
+        ...
+
+    def checkpoint_gradients(self) -> None:
+        """From now on compute layers again in the backward pass, instead of keeping them."""
         ...
 
     def logits(self, token_ids: Tensor) -> Tensor: ...

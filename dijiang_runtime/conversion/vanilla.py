@@ -37,6 +37,13 @@ class VanillaModel:
         eos = self.config.get("eos_token_id")
         return eos[0] if isinstance(eos, list) else eos
 
+    @property
+    def max_length(self) -> int | None:
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def checkpoint_gradients(self) -> None:
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def is_trained(self, name: str) -> bool:
         return True
 

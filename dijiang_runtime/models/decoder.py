@@ -8,6 +8,7 @@ Two ways in. `forward` is the ordinary [B, T] pass of training and evaluation, d
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dijiang_runtime.models.attention import Attention
 from dijiang_runtime.models.config import ModelConfig
@@ -60,6 +61,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         width = config.embedding_dim or config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width)
         if config.learned_positions:
@@ -124,8 +126,10 @@ class Decoder(nn.Module):
         angles = None
         if self.config.rotary_dim:
             angles = rotary_angles(positions, self.rotary_frequencies, x.dtype)
+        recompute = self.gradient_checkpointing and self.training
         for layer in self.layers:
-            x = layer(x, positions, angles, recurrence, tiles)
+            inputs = (x, positions, angles, recurrence, tiles)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return self.final_norm(x)
 
     def logits(self, hidden: Tensor, tiles: Tiles | None = None) -> Tensor:

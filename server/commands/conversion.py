@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from server.commands.progress import progress_bar
-from server.commands.train import DataOption
+
+DataOption = Annotated[
+    list[str],
+    typer.Option(
+        help="Text: .txt, .jsonl, .parquet, plain or .gz, or datasets:ID[:CONFIG][:SPLIT]. "
+        "Repeatable."
+    ),
+]
 
 
 def tokenizer(

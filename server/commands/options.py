@@ -53,8 +53,8 @@ def config_parameters(config_type: type[msgspec.Struct]) -> Iterator[inspect.Par
         yield inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[base | None, option],
+            default=... if field.required else None,
+            annotation=Annotated[base if field.required else base | None, option],
         )
 
 

@@ -13,9 +13,9 @@ from dijiang_runtime.conversion.data import (
     evaluation_blocks,
     load_tokenizer,
     pack_documents,
-    read_documents,
 )
 from dijiang_runtime.conversion.errors import DataError
+from dijiang_runtime.conversion.sources import read_documents
 
 
 def word_tokenizer(*, with_bos: bool) -> Tokenizer:

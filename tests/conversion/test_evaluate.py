@@ -6,9 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dijiang_runtime.conversion.convert import convert
-from dijiang_runtime.conversion.data import load_tokenizer, read_documents
+from dijiang_runtime.conversion.data import load_tokenizer
 from dijiang_runtime.conversion.errors import ConversionError
 from dijiang_runtime.conversion.evaluate import EvaluateOptions, evaluate
+from dijiang_runtime.conversion.sources import read_documents
 from dijiang_runtime.models.loader import load_model
 
 

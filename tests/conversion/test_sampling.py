@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dijiang_runtime.conversion.data import read_documents
 from dijiang_runtime.conversion.sampling import SamplingOptions, sample_documents
+from dijiang_runtime.conversion.sources import read_documents
 
 OPTIONS = SamplingOptions(
     num_bytes=500, batch_size=64, temperature=1.5, top_p=1.0, min_characters=1

@@ -1,17 +1,18 @@
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file
 
 from dijiang_runtime.conversion.checkpoint import CHECKPOINT
 from dijiang_runtime.conversion.convert import ConvertOptions, convert
 from dijiang_runtime.conversion.errors import TrainingError
-from dijiang_runtime.conversion.loop import LoopOptions, TrainReport, lr_factor
+from dijiang_runtime.conversion.loop import TrainReport, lr_factor
+from dijiang_runtime.conversion.options import LoopOptions, TrainOptions
 from dijiang_runtime.conversion.provenance import read_provenance
-from dijiang_runtime.conversion.train import TrainOptions, train
+from dijiang_runtime.conversion.train import train
 
 NEOX_CONFIG = {
     "model_type": "gpt_neox",
@@ -40,10 +41,10 @@ def scratch_options(stories: Path, tokenizer_folder: Path, tmp_path: Path) -> Tr
     return TrainOptions(
         model=tokenizer_folder,
         config=config,
-        data=(stories,),
-        heldout=stories,
+        data=(str(stories),),
+        heldout=str(stories),
         out=tmp_path / "out",
-        num_tokens=12 * STEP_TOKENS,
+        tokens=12 * STEP_TOKENS,
         context=16,
         batch_size=4,
         lr=5e-3,
@@ -57,10 +58,10 @@ def distil_options(stories: Path, parents: dict[str, Path], tmp_path: Path) -> T
     convert(parents["llama"], tmp_path / "converted", ConvertOptions())
     return TrainOptions(
         model=tmp_path / "converted",
-        data=(stories,),
+        data=(str(stories),),
         teacher=parents["llama"],
         out=tmp_path / "out",
-        num_tokens=12 * STEP_TOKENS,
+        tokens=12 * STEP_TOKENS,
         context=16,
         batch_size=4,
         align_fraction=0.5,
@@ -89,7 +90,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, step: int
 ) -> None:
     options: TrainOptions = request.getfixturevalue(kind)
-    train(dataclasses.replace(options, out=tmp_path / "through"))
+    train(replace(options, out=tmp_path / "through"))
     run_until(options, step)
     resumed = reports_of(options)
 
@@ -102,21 +103,21 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 
 
 def test_training_from_random_weights_learns_the_text(scratch_options: TrainOptions) -> None:
-    options = dataclasses.replace(scratch_options, num_tokens=60 * STEP_TOKENS)
+    options = replace(scratch_options, tokens=60 * STEP_TOKENS)
     reports = reports_of(options)
     heldout = [report.heldout_loss for report in reports if report.heldout_loss is not None]
     assert heldout[-1] < heldout[0] - 0.5
-    assert reports[-1].num_tokens == options.num_tokens
+    assert reports[-1].num_tokens == options.tokens
     assert (options.out / "tokenizer.json").is_file()
     assert read_provenance(options.out)[-1]["heldout_loss"] == pytest.approx(heldout[-1])
 
 
 def test_a_checkpoint_of_other_options_is_not_resumed(scratch_options: TrainOptions) -> None:
     run_until(scratch_options, 5)
-    other = dataclasses.replace(scratch_options, lr=1e-3)
+    other = replace(scratch_options, lr=1e-3)
     with pytest.raises(TrainingError, match="another lr"):
         train(other)
-    assert reports_of(dataclasses.replace(other, restart=True))[0].step == 1
+    assert reports_of(replace(other, restart=True))[0].step == 1
 
 
 def test_a_checkpoint_survives_a_crash_while_the_next_is_written(
@@ -148,15 +149,13 @@ def test_a_gradient_that_is_not_finite_stops_the_training(
 
     save_file(tensors, weights)
     with pytest.raises(TrainingError, match="not finite at step 0 of stage distil"):
-        train(dataclasses.replace(distil_options, align_fraction=0.0))
+        train(replace(distil_options, align_fraction=0.0))
 
 
 def test_alignment_brings_the_blocks_closer_and_changes_attention_alone(
     distil_options: TrainOptions,
 ) -> None:
-    options = dataclasses.replace(
-        distil_options, align_fraction=1.0, num_tokens=150 * STEP_TOKENS, align_lr=1e-2
-    )
+    options = replace(distil_options, align_fraction=1.0, tokens=150 * STEP_TOKENS, align_lr=1e-2)
     losses = [report.loss for report in reports_of(options)]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -167,9 +166,7 @@ def test_alignment_brings_the_blocks_closer_and_changes_attention_alone(
 
 
 def test_distillation_brings_the_model_closer_to_its_parent(distil_options: TrainOptions) -> None:
-    options = dataclasses.replace(
-        distil_options, align_fraction=0.0, num_tokens=40 * STEP_TOKENS, lr=5e-3
-    )
+    options = replace(distil_options, align_fraction=0.0, tokens=40 * STEP_TOKENS, lr=5e-3)
     losses = [report.loss for report in reports_of(options)]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -178,7 +175,7 @@ def test_the_official_preset_keeps_its_map_and_decays_frozen(
     parents: dict[str, Path], distil_options: TrainOptions, tmp_path: Path
 ) -> None:
     convert(parents["llama"], tmp_path / "official", ConvertOptions(preset="official"))
-    train(dataclasses.replace(distil_options, model=tmp_path / "official"))
+    train(replace(distil_options, model=tmp_path / "official"))
     before = load_file(tmp_path / "official" / "model.safetensors")
     after = load_file(distil_options.out / "model.safetensors")
     unchanged = {name for name in before if before[name].equal(after[name])}
@@ -208,19 +205,19 @@ def test_contradictory_options_are_refused(
     distil_options: TrainOptions, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(TrainingError, match=message):
-        train(dataclasses.replace(distil_options, **changes))
+        train(replace(distil_options, **changes))
 
 
 def test_a_model_is_not_trained_onto_itself(distil_options: TrainOptions) -> None:
     with pytest.raises(TrainingError, match="model's own"):
-        train(dataclasses.replace(distil_options, out=distil_options.model))
+        train(replace(distil_options, out=distil_options.model))
 
 
 def test_a_finished_model_is_not_trained_over_unasked(distil_options: TrainOptions) -> None:
     train(distil_options)
     with pytest.raises(TrainingError, match="finished model"):
         train(distil_options)
-    assert reports_of(dataclasses.replace(distil_options, restart=True))[0].step == 1
+    assert reports_of(replace(distil_options, restart=True))[0].step == 1
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(
@@ -232,7 +229,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(
         tmp_path / "other"
     )
     with pytest.raises(TrainingError, match="310 token logits, the model 300"):
-        train(dataclasses.replace(distil_options, teacher=tmp_path / "other"))
+        train(replace(distil_options, teacher=tmp_path / "other"))
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_fraction() -> None:
