@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.models.loader import load_model
+from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.request import SamplingParams
 from server import cli
 from server.commands.common import demo_model_folder
@@ -310,6 +311,16 @@ def test_inspect_counts_what_is_there(tiny_model: Path) -> None:
     assert facts["kv_cache_bytes"]["1000000"] == 1_000_000 * kv_bytes
     even = facts["break_even_tokens"]
     assert (even - 1) * kv_bytes < facts["state_bytes"] <= even * kv_bytes
+
+
+def test_inspect_counts_the_window_as_state(make_tiny_model: Callable[..., Path]) -> None:
+    attention = attention_config("dijiang+window", 16)
+    folder = make_tiny_model(preset="dijiang+window", attention=attention)
+    facts = json.loads(invoke("inspect", folder, "--json"))
+    assert (facts["window"], facts["sinks"]) == (64, 4)
+    # As above, and keys and values of 68 tokens.
+    assert facts["state_bytes"] == 2 * 4 * (32 * (16 + 1) + 2 * 68 * 16) * 4
+    assert "last 64 tokens" in invoke("inspect", folder)
 
 
 def test_inspect_shows_a_table(tiny_model: Path) -> None:

@@ -54,6 +54,7 @@ def gather(folder: Path) -> dict[str, Any]:
     return {
         "model": folder.name,
         "family": config.family,
+        "preset": config.preset,
         "num_layers": config.num_layers,
         "hidden_size": config.hidden_size,
         "num_heads": config.num_heads,
@@ -64,6 +65,8 @@ def gather(folder: Path) -> dict[str, Any]:
         "num_parameters": count_parameters(config),
         "weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "state_shape": [state.num_layers, state.num_heads, state.key_dim, state.value_dim],
+        "window": config.attention.window,
+        "sinks": config.attention.sinks,
         "state_bytes": state.num_bytes,
         # A step writes beside the state that it reads, so a slot holds two.
         "slot_bytes": 2 * state.num_bytes,
@@ -93,6 +96,10 @@ def facts_table(facts: dict[str, Any]) -> "Table":
     layers, heads, key_dim, value_dim = facts["state_shape"]
     shape = f"{facts['num_layers']} layers of {facts['num_heads']} heads x {facts['head_dim']}"
     limit = facts["position_limit"]
+    state = f"{size(facts['state_bytes'])}: {layers} x {heads} x {key_dim} x {value_dim}"
+    if facts["window"]:
+        state += f", and keys and values of the last {facts['window']} tokens"
+        state += f" and the first {facts['sinks']}" if facts["sinks"] else ""
     for name, value in (
         ("Model", f"{facts['model']}, {facts['family']}: {shape}, hidden {facts['hidden_size']}"),
         (
@@ -101,7 +108,7 @@ def facts_table(facts: dict[str, Any]) -> "Table":
         ),
         ("Vocabulary", f"{facts['vocab_size']:,} tokens"),
         ("Positions", "no limit" if limit is None else f"{limit:,}, a hard limit"),
-        ("State", f"{size(facts['state_bytes'])}: {layers} x {heads} x {key_dim} x {value_dim}"),
+        ("State", state),
         ("Slots", f"{facts['num_slots']} fit here now, {size(facts['slot_bytes'])} each"),
     ):
         table.add_row(f"[bold]{name}[/bold]", value)

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dijiang_runtime.conversion.convert import ConvertOptions, convert
 from dijiang_runtime.conversion.errors import ConversionError
+from dijiang_runtime.conversion.trainable import load_model_folder
+from dijiang_runtime.conversion.vanilla import load_vanilla
 from dijiang_runtime.errors import DiJiangError, ModelLoadError, UnsupportedModelError
 from dijiang_runtime.models.loader import load_config, load_model
 
@@ -58,6 +60,25 @@ def test_the_parents_weights_are_kept_bit_for_bit(
     # A tied head may be in the parent's file under either name, but never counts twice.
     assert report.num_copied == sum(tensor.numel() for tensor in parent.values())
     assert report.unused == ()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_window_as_long_as_the_context_is_the_parent(
+    parents: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    """With a far token more it is not: there the map, not yet trained, has a say."""
+    out = tmp_path / "out"
+    convert(parents[family], out, ConvertOptions(preset="dijiang+window"))
+    parent, child = load_vanilla(parents[family]), load_model_folder(out)
+    token_ids = torch.randint(
+        0, parent.vocab_size, (2, 64 + 5), generator=torch.Generator().manual_seed(0)
+    )
+    with torch.inference_mode():
+        expected, ours = parent.logits(token_ids), child.logits(token_ids)
+    scale = float(expected.std())
+    # The first 4 are pinned, so that the first far token is position 4, of the query at 68.
+    assert float((ours - expected)[:, :68].abs().max()) < 1e-4 * scale
+    assert float((ours - expected)[:, 68].abs().max()) > 1e-3 * scale
 
 
 @pytest.mark.parametrize("family", FAMILIES)

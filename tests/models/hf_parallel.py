@@ -28,11 +28,14 @@ class ParallelAttention:
             return scale * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         inner = self.heads * self.dim
-        per_head = (self.kv_heads,) if preset == "dijiang" else ()
+        self.window, self.sinks = (64, 4) if preset == "dijiang+window" else (0, 0)
+        per_head = () if preset == "official" else (self.kv_heads,)
         shape = (*per_head, self.dim, self.dim)
         self.projection = [normal(*shape, scale=self.dim**-0.5) for _ in range(self.layers)]
         self.gate = [normal(inner, config.hidden_size, scale=0.3) for _ in range(self.layers)]
         self.gate_bias = [normal(inner) for _ in range(self.layers)]
+        self.mix = [normal(self.heads) for _ in range(self.layers)]
+        self.mix_query = [normal(self.heads, self.dim, scale=0.1) for _ in range(self.layers)]
         self.norm_weight = [normal(inner) for _ in range(self.layers)]
         self.norm_bias = [normal(inner) for _ in range(self.layers)]
         rates = torch.linspace(math.log(1 / 32), math.log(1 / 512), self.kv_heads)
@@ -59,7 +62,7 @@ class ParallelAttention:
         key = key.repeat_interleave(self.heads // key.shape[1], dim=1)
         value = value.repeat_interleave(self.heads // value.shape[1], dim=1)
         projection = self.projection[layer].to(query.dtype)
-        if self.preset == "dijiang":
+        if self.preset != "official":
             projection = projection.repeat_interleave(group, dim=0)
 
         def features(x: Tensor) -> Tensor:
@@ -74,8 +77,10 @@ class ParallelAttention:
         gamma = self.gamma.repeat_interleave(group)
         decay = (gamma[:, None, None] ** lag).tril().to(query.dtype)
         weights = features(query) @ features(key).transpose(-1, -2) * decay
+        if self.window:
+            weights = self._windowed(weights, kwargs["scaling"], query, key, layer)
         y = weights @ value
-        if self.preset == "dijiang":
+        if self.preset != "official":
             y = y / weights.sum(-1, keepdim=True)
         y = y.transpose(1, 2)  # [B, T, H, d]
         flat = y.flatten(2)
@@ -86,6 +91,19 @@ class ParallelAttention:
         else:
             gate = gate + self.gate_bias[layer].to(x.dtype)
         return (flat * gate * gate.sigmoid()).view(y.shape), None
+
+    def _windowed(
+        self, weights: Tensor, scaling: float, query: Tensor, key: Tensor, layer: int
+    ) -> Tensor:
+        """The parent's softmax weights where near; scaled linear ones, decaying from there, far."""
+        n = torch.arange(query.shape[2])
+        is_near = (n[:, None] - n[None, :] < self.window) | (n[None, :] < self.sinks)
+        mix = torch.einsum("bhnd,hd->bhn", query, self.mix_query[layer].to(query.dtype))
+        mix = mix + self.mix[layer].to(query.dtype)[:, None]
+        gamma = self.gamma.repeat_interleave(self.heads // self.kv_heads).to(query.dtype)
+        far = weights * mix.exp()[..., None] / gamma[:, None, None] ** self.window
+        near = (query @ key.transpose(-1, -2) * scaling).exp().tril()
+        return torch.where(is_near, near, far)
 
     def _group_norm(self, flat: Tensor, layer: int) -> Tensor:
         """Groups are runs of H channels: as many groups as a head has dimensions."""
@@ -103,6 +121,9 @@ class ParallelAttention:
             named[f"{prefix}.feature_map.projection"] = self.projection[i]
             named[f"{prefix}.log_decay_rate"] = (-self.gamma.log()).log()
             named[f"{prefix}.gate.weight"] = self.gate[i]
+            if self.window:
+                named[f"{prefix}.window_mix"] = self.mix[i]
+                named[f"{prefix}.window_mix_query"] = self.mix_query[i]
             if self.preset == "official":
                 named[f"{prefix}.readout_norm.weight"] = self.norm_weight[i]
                 named[f"{prefix}.readout_norm.bias"] = self.norm_bias[i]

@@ -14,10 +14,13 @@ from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.families import config_from_parent, family_of
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
 from dijiang_runtime.models.weights import TensorSource
+from dijiang_runtime.ops import reference
 from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
+from dijiang_runtime.ops.windowed import WindowInputs
 from tests.models.hf_parallel import ParallelAttention
 
 LENGTH = 70
+PRESETS = ["official", "dijiang", "dijiang+window"]
 
 
 class QuadraticRecurrence:
@@ -32,6 +35,11 @@ class QuadraticRecurrence:
         decay = (gamma[:, None, None] ** lag).tril()
         scores = torch.einsum("nhk,jhk->hnj", q, k) * decay
         return torch.einsum("hnj,jhv->nhv", scores, v)
+
+    def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
+        x, phi_k = inputs, inputs.features(inputs.k, None)
+        args = (x.q, x.k, x.v, x.phi_q, phi_k, x.mix, x.log_decay)
+        return reference.windowed(*args, window=x.window, sinks=x.sinks)
 
 
 def convert(
@@ -54,7 +62,7 @@ def convert(
 
 def prefill(model: Decoder, ids: Tensor, cuts: list[int]) -> Tensor:
     """Logits [T, V] of one prompt run in parts that end at `cuts`, states kept in a pool."""
-    states = empty_states(model.config)
+    states, caches = empty_states(model.config)
     logits, start, row = [], 0, 0
     for stop in cuts:
         tiles = prompt_tiles(stop - start)
@@ -62,7 +70,7 @@ def prefill(model: Decoder, ids: Tensor, cuts: list[int]) -> Tensor:
         padded[: stop - start] = ids[start:stop]
         segment = PrefillSegment(start=0, length=stop - start, source=2 + row, target=3 - row)
         none = torch.empty(0, dtype=torch.int64)
-        recurrence = PooledRecurrence(states, none, none, [segment])
+        recurrence = PooledRecurrence(states, none, none, [segment], caches)
         positions = torch.arange(start, start + sum(tiles)).clamp(max=stop - 1)
         hidden = model.hidden(padded, positions, recurrence, tiles)
         logits.append(model.logits(hidden, tiles)[: stop - start])
@@ -72,26 +80,27 @@ def prefill(model: Decoder, ids: Tensor, cuts: list[int]) -> Tensor:
 
 def decode(model: Decoder, ids: Tensor) -> Tensor:
     """Logits [T, V] of one sequence run token by token, in a padded batch."""
-    states = empty_states(model.config)
+    states, caches = empty_states(model.config)
     logits = []
     for t, token in enumerate(ids):
         batch, positions = torch.zeros(2, 16, dtype=torch.int64)
         batch[0], positions[0] = token, t
         source, target = torch.tensor([2 + t % 2]), torch.tensor([2 + (t + 1) % 2])
-        recurrence = PooledRecurrence(states, source, target)
+        recurrence = PooledRecurrence(states, source, target, caches=caches)
         hidden = model.hidden(batch, positions, recurrence, row_tiles(16))
         logits.append(model.logits(hidden, row_tiles(16))[0])
     return torch.stack(logits)
 
 
-def empty_states(config: ModelConfig) -> Tensor:
+def empty_states(config: ModelConfig) -> tuple[Tensor, Tensor]:
     spec = config.state
-    return torch.zeros(
-        spec.num_layers, 4, spec.num_heads, spec.key_dim, spec.value_dim, dtype=torch.float64
+    return (
+        torch.zeros(spec.state_shape(4), dtype=torch.float64),
+        torch.zeros(spec.cache_shape(4), dtype=torch.float64),
     )
 
 
-@pytest.mark.parametrize("preset", ["official", "dijiang"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_model_equals_the_independent_one(
     parent: PreTrainedModel, folder: Path, preset: Preset
 ) -> None:
@@ -104,7 +113,7 @@ def test_model_equals_the_independent_one(
     assert float((ours - truth).abs().max()) < tolerance * float(truth.abs().max())
 
 
-@pytest.mark.parametrize("preset", ["official", "dijiang"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_recurrent_chunked_and_parallel_forms_are_one_function(
     parent: PreTrainedModel, folder: Path, preset: Preset
 ) -> None:

@@ -1,7 +1,9 @@
 """Our folders under transformers' Auto classes."""
 
+import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,14 +14,24 @@ from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.loader import load_model
+from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.request import SamplingParams
 
 PROMPTS = [[5, 9, 30, 7], [11], [40, 41, 42, 43, 44, 45, 46, 47]]
+# Some of the prompts and answers are longer than this.
+WINDOW = dataclasses.replace(attention_config("dijiang+window", 16), window=5, sinks=2)
+
+
+@pytest.fixture(scope="module", params=["dijiang", "dijiang+window"])
+def folder(request, tiny_model: Path, make_tiny_model: Callable[..., Path]) -> Path:
+    if request.param == "dijiang":
+        return tiny_model
+    return make_tiny_model(preset=request.param, attention=WINDOW)
 
 
 @pytest.fixture
-def model(tiny_model: Path):
-    return AutoModelForCausalLM.from_pretrained(tiny_model)
+def model(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder)
 
 
 def generate(model, ids: list[list[int]], **options) -> list[list[int]]:
@@ -42,10 +54,10 @@ def test_importing_the_package_is_enough(tiny_model: Path) -> None:
     assert result.stdout.strip() == "DiJiangForCausalLM"
 
 
-def test_logits_are_the_decoders(model, tiny_model: Path) -> None:
+def test_logits_are_the_decoders(model, folder: Path) -> None:
     ids = torch.tensor([PROMPTS[2], PROMPTS[2][::-1]])
     with torch.inference_mode():
-        assert torch.equal(model(ids).logits, load_model(tiny_model)(ids))
+        assert torch.allclose(model(ids).logits, load_model(folder)(ids), atol=1e-5)
 
 
 def test_a_call_goes_on_from_the_state_of_the_last(model) -> None:
@@ -58,11 +70,32 @@ def test_a_call_goes_on_from_the_state_of_the_last(model) -> None:
     assert torch.allclose(joined, whole, atol=1e-5)
 
 
-def test_generate_writes_what_the_engine_writes(model, tiny_model: Path) -> None:
-    engine = Engine.from_config(EngineConfig(model=tiny_model, max_slots=4, num_threads=1))
+def test_generate_writes_what_the_engine_writes(model, folder: Path) -> None:
+    engine = Engine.from_config(EngineConfig(model=folder, max_slots=4, num_threads=1))
     sampling = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     for prompt, output in zip(PROMPTS, engine.generate(PROMPTS, sampling), strict=True):
         assert generate(model, [prompt]) == [list(output.token_ids)]
+
+
+@pytest.mark.parametrize("length", [4, 5, 6, 63, 64, 65, 150])
+def test_logprobs_are_the_engines(model, folder: Path, length: int) -> None:
+    """Of a prompt that the engine takes in parts, and of an answer that it decodes."""
+    prompt = [7 * i % 300 + 3 for i in range(length)]
+    engine = Engine.from_config(
+        EngineConfig(model=folder, max_slots=2, max_batched_tokens=64, num_threads=1)
+    )
+    sampling = SamplingParams(
+        max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=0, prompt_logprobs=0
+    )
+    [output] = engine.generate([prompt], sampling)
+    ids = [*prompt, *output.token_ids]
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    entries = [*(output.prompt_logprobs or ())[1:], *(output.logprobs or ())]
+    assert len(entries) == len(ids) - 1
+    for i, entry in enumerate(entries):
+        assert entry.chosen.token_id == ids[i + 1]
+        assert entry.chosen.logprob == pytest.approx(expected[i, ids[i + 1]].item(), abs=2e-4)
 
 
 def test_generate_does_not_need_its_state(model) -> None:
