@@ -52,7 +52,8 @@ class StatePool:
 
     def fork(self, slot: int, into: int) -> None:
         """Make what the step wrote for `slot` the next state of the slot `into` as well."""
-        self.states[:, self.target(into)] = self.states[:, self.target(slot)]
+        for store in (self.states, self.caches):
+            store[:, self.target(into)] = store[:, self.target(slot)]
 
     def commit(self, slots: Iterable[int]) -> None:
         """Make what the step wrote the states of these slots."""

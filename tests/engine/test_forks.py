@@ -1,6 +1,7 @@
 """Several answers to one prompt: the prompt is computed once, and its state copied."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,6 +9,7 @@ import pytest
 
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.errors import InvalidRequestError
+from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from tests.engine.requests import make_request, random_requests
 from tests.engine.test_determinism import Answer, answers, run_alone
@@ -59,6 +61,18 @@ def test_each_answer_of_a_group_is_that_of_a_request_alone(
     stats = engine.take_stats()
     assert stats.prompt_tokens == len(PROMPT)
     assert stats.num_forks == 11
+
+
+def test_answers_of_a_group_share_a_window_too(
+    make_engine: MakeEngine, make_tiny_model: Callable[..., Path]
+) -> None:
+    attention = attention_config("dijiang+window", 16)
+    model = make_tiny_model(preset="dijiang+window", attention=attention)
+    requests = group_of(6)
+
+    outputs = drain(make_engine(model=model), requests)
+
+    assert answers(outputs) == alone(make_engine(model=model), requests)
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 5])
