@@ -50,7 +50,7 @@ def sample_documents(
         report: called with the bytes written so far after each batch.
 
     Raises:
-        ConversionError: the parent has no BOS token to start from.
+        ConversionError: the parent has no BOS token to start from, or writes nothing.
     """
     from dijiang_runtime.conversion.vanilla import load_vanilla
 
@@ -72,6 +72,11 @@ def sample_documents(
                 num_bytes += file.write(f"{text}\n{SEPARATOR}\n")
                 num_documents += 1
                 num_tokens += len(ids)
+            if num_documents == 0:
+                raise ConversionError(
+                    f"The parent wrote no document of {options.min_characters} characters in "
+                    f"{options.batch_size} attempts."
+                )
             if report is not None:
                 report(num_bytes)
     return num_documents

@@ -113,6 +113,7 @@ def _self_generate(options: TrainOptions) -> None:
         num_tokens=options.self_generate,
         max_length=4 * options.context,
         keep_unfinished=True,
+        min_characters=1,
         temperature=1.0,
         top_p=1.0,
         seed=options.loop.seed,
