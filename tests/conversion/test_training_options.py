@@ -1,6 +1,9 @@
 """What else a training can do: long text, text of its own, checkpointing, curves, processes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +106,28 @@ def test_tensorboard_gets_the_curves(options: TrainOptions) -> None:
     assert scalars["optimizer/lr"] == list(range(1, 13))
     assert scalars["distil/loss"] == [5, 6, 7, 8]
     assert {"optimizer/grad_norm", "speed/tokens_per_second", "long/loss"} <= scalars.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_processes_end_with_the_weights_of_one(options: TrainOptions, tmp_path: Path) -> None:
+    train(replace(options, out=tmp_path / "one"))
+    arguments = ["train", str(options.model), "--device", "cpu", "--threads", "1"]
+    for name in ("teacher", "context", "batch_size", "tokens", "out", "long_context"):
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    for name in ("align_fraction", "long_fraction"):
+        arguments += [f"--{name.replace('_', '-')}", repr(getattr(options, name))]
+    arguments += ["--data", options.data[0]]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launch, "--module", "server.cli", *arguments],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    expected, found = weights(tmp_path / "one"), weights(options.out)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
