@@ -37,7 +37,7 @@ LOCK = $(SUPPLY_BIN)/uv pip compile --quiet --no-config --no-header --no-annotat
 	--upgrade --no-emit-find-links --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
 # What an installation is made of: when none of it has changed, nothing is installed again.
-SOURCES := pyproject.toml constraints.txt $(wildcard dijiang_runtime/ops/cpu/*.cpp)
+SOURCES := pyproject.toml constraints.txt $(foreach x,cpp h inl,$(wildcard dijiang_runtime/ops/cpu/*.$(x)))
 RUNTIME_READY := $(VENV)/.installed-runtime
 TEST_READY := $(VENV)/.installed-test
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

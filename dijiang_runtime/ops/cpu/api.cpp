@@ -1,0 +1,86 @@
+// The functions that Python calls, through ctypes. Handles are pointers that Python keeps.
+
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+#include "team.h"
+#include "types.h"
+#include "workspace.h"
+
+using namespace dijiang;
+
+namespace {
+
+// Best first.
+std::vector<const Kernels *> runnable() {
+    std::vector<const Kernels *> found;
+    const auto offer = [&](const Kernels *kernels, bool runs) {
+        if (kernels != nullptr && runs) found.push_back(kernels);
+    };
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    offer(kAvx512Bf16, vnni && __builtin_cpu_supports("avx512bf16"));
+    offer(kAvx512Vnni, vnni);
+    offer(kAvx512, avx512);
+    offer(kAvx2, avx2);
+#endif
+    offer(kPortable, true);
+    return found;
+}
+
+// One user's kernels, threads and memory. Calls from several threads take turns.
+struct Context {
+    const Kernels &kernels;
+    Team &team;
+    Workspace workspace;
+    std::mutex busy;
+};
+
+}  // namespace
+
+extern "C" {
+
+// The name of the i-th best target that this processor runs, or null.
+const char *dijiang_target(int64_t i) {
+    const auto targets = runnable();
+    return i < static_cast<int64_t>(targets.size()) ? targets[i]->name : nullptr;
+}
+
+// A team lives as long as the process.
+Team *dijiang_team(int64_t num_threads) { return new Team(static_cast<int>(num_threads)); }
+
+Context *dijiang_context(int64_t target, Team *team) {
+    return new Context{*runnable()[target], *team, {}, {}};
+}
+
+void dijiang_free_context(Context *context) { delete context; }
+
+// out [rows, columns] = x [rows, in_features] Wᵀ + bias
+void dijiang_multiply(Context *c, const Matrix *m, const float *x, int64_t rows, int64_t in_features,
+                      float *out) {
+    std::lock_guard<std::mutex> lock(c->busy);
+    c->kernels.multiply(c->team, c->workspace, *m, x, rows, in_features, out);
+}
+
+void dijiang_forward(Context *c, const Decoder *decoder, const Batch *batch) {
+    std::lock_guard<std::mutex> lock(c->busy);
+    c->kernels.forward(c->team, c->workspace, *decoder, *batch);
+}
+
+void dijiang_recurrent_step(Context *c, const RecurrentStep *step) {
+    c->kernels.recurrent_step(c->team, *step);
+}
+
+// Run products of registers alone; returns the number of multiply-and-adds.
+int64_t dijiang_peak(Context *c, int64_t format, int64_t repeats) {
+    c->kernels.peak(c->team, format, repeats);
+    const int64_t per_lane = format == kInt8 ? 4 : format == kBFloat16 ? 2 : 1;
+    return repeats * c->kernels.peak_vectors * kLanes * per_lane * c->team.size();
+}
+
+}  // extern "C"

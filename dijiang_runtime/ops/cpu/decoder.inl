@@ -1,0 +1,219 @@
+// A whole step: every layer of the decoder for the rows of a batch, in one call.
+//
+// Threads share each phase by rows, by panels of columns or by heads, and meet at its end. No output
+// depends on which thread computed it, and no row on the other rows.
+
+// Everything between two matrix products, for all rows.
+struct StepMemory {
+    EncodedRows input, mlp_input, inner;
+    float *q, *k, *v, *gate, *y, *up, *mlp_gate, *attended, *mlp, *angles, *normed;
+    char *scratch;
+    int64_t scratch_bytes;  // Of one thread.
+
+    StepMemory(Arena &a, const Decoder &d, int64_t rows, int threads) {
+        const int64_t widest = d.hidden_size > d.query_size() ? d.hidden_size : d.query_size();
+        input = take_rows(a, rows, widest);
+        mlp_input = take_rows(a, rows, d.hidden_size);
+        inner = take_rows(a, rows, d.inner_size);
+        for (float **part : {&q, &gate, &y}) *part = a.take<float>(rows * d.query_size());
+        for (float **part : {&k, &v}) *part = a.take<float>(rows * d.value_size());
+        for (float **part : {&up, &mlp_gate}) *part = a.take<float>(rows * d.inner_size);
+        for (float **part : {&attended, &mlp, &normed}) *part = a.take<float>(rows * d.hidden_size);
+        angles = a.take<float>(rows * d.rotary_dim);
+        Arena one(nullptr);
+        HeadScratch(one, d);
+        scratch_bytes = one.used();
+        scratch = a.take<char>(threads * scratch_bytes);
+    }
+};
+
+struct Product {
+    const Matrix &matrix;
+    const EncodedRows &rows;
+    float *out;
+};
+
+// What one thread does in a step with matrices of one format.
+template <class Format>
+class StepThread {
+public:
+    StepThread(Team &team, const Decoder &d, const Batch &b, const StepMemory &memory, int member)
+        : team_(team), d_(d), b_(b), m_(memory), member_(member) {}
+
+    void run() {
+        each_row([&](int64_t row) {
+            float *angles = m_.angles + row * d_.rotary_dim;
+            rotary_angles(d_, b_.positions[row], angles, angles + d_.rotary_dim / 2);
+            enter(d_.layers[0], row);
+        });
+        for (int64_t i = 0; i < d_.num_layers; ++i) {
+            const Layer &layer = d_.layers[i];
+            d_.parallel_residual ? run_parallel(layer) : run_sequential(layer);
+            // The end of one layer and the beginning of the next need no wait between them.
+            each_row([&](int64_t row) {
+                leave(layer, row);
+                i + 1 < d_.num_layers ? enter(d_.layers[i + 1], row) : finish(row);
+            });
+        }
+    }
+
+private:
+    template <class Function>
+    void each_row(Function f) {
+        team_.for_each(b_.num_rows, f);
+    }
+
+    template <int Count>
+    void multiply_all(const Product (&products)[Count]) {
+        int64_t panels = 0;
+        for (const Product &p : products) panels += p.matrix.panels ? p.matrix.num_panels() : 0;
+        team_.for_each(panels, [&](int64_t panel) {
+            for (const Product &p : products) {
+                const int64_t count = p.matrix.panels ? p.matrix.num_panels() : 0;
+                if (panel < count) {
+                    multiply_panel<Format>(p.matrix, panel, p.rows, b_.num_rows, p.out,
+                                           p.matrix.columns);
+                    return;
+                }
+                panel -= count;
+            }
+        });
+    }
+
+    float *x(int64_t row) { return b_.x + row * d_.hidden_size; }
+
+    void norm_and_encode(const NormWeights &w, int64_t row, const EncodedRows &to) {
+        float *normed = m_.normed + row * d_.hidden_size;
+        normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, w, normed);
+        Format::encode(normed, d_.hidden_size, to, row);
+    }
+
+    void add_to_residual(const float *part, int64_t row) {
+        for_lanes(d_.hidden_size, [&](int64_t i, int64_t n) {
+            const Vec more = load_some(part + row * d_.hidden_size + i, n);
+            store_some(x(row) + i, n, add(load_some(x(row) + i, n), more));
+        });
+    }
+
+    void enter(const Layer &layer, int64_t row) {
+        if (d_.norm_first) {
+            norm_and_encode(layer.attention_norm, row, m_.input);
+        } else {
+            Format::encode(x(row), d_.hidden_size, m_.input, row);
+        }
+        if (d_.parallel_residual) norm_and_encode(layer.mlp_norm, row, m_.mlp_input);
+    }
+
+    void run_parallel(const Layer &layer) {
+        multiply_all<6>({{layer.q, m_.input, m_.q},
+                         {layer.k, m_.input, m_.k},
+                         {layer.v, m_.input, m_.v},
+                         {layer.gate, m_.input, m_.gate},
+                         {layer.up, m_.mlp_input, m_.up},
+                         {layer.mlp_gate, m_.mlp_input, m_.mlp_gate}});
+        attend(layer);
+        each_row([&](int64_t row) {
+            gate_read_out(layer, row);
+            activate_inner(layer, row);
+        });
+        multiply_all<2>({{layer.o, m_.input, m_.attended}, {layer.down, m_.inner, m_.mlp}});
+    }
+
+    void run_sequential(const Layer &layer) {
+        multiply_all<4>({{layer.q, m_.input, m_.q},
+                         {layer.k, m_.input, m_.k},
+                         {layer.v, m_.input, m_.v},
+                         {layer.gate, m_.input, m_.gate}});
+        attend(layer);
+        each_row([&](int64_t row) { gate_read_out(layer, row); });
+        multiply_all<1>({{layer.o, m_.input, m_.attended}});
+        each_row([&](int64_t row) {
+            add_to_residual(m_.attended, row);
+            if (d_.norm_first) {
+                norm_and_encode(layer.mlp_norm, row, m_.mlp_input);
+            } else {
+                normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, layer.attention_norm, x(row));
+                Format::encode(x(row), d_.hidden_size, m_.mlp_input, row);
+            }
+        });
+        multiply_all<2>({{layer.up, m_.mlp_input, m_.up}, {layer.mlp_gate, m_.mlp_input, m_.mlp_gate}});
+        each_row([&](int64_t row) { activate_inner(layer, row); });
+        multiply_all<1>({{layer.down, m_.inner, m_.mlp}});
+    }
+
+    void attend(const Layer &layer) {
+        Arena own(m_.scratch + member_ * m_.scratch_bytes);
+        const HeadScratch scratch(own, d_);
+        const Projected projected{m_.q, m_.k, m_.v, m_.angles, m_.y};
+        const int64_t heads = d_.num_kv_heads, head_size = d_.num_features * d_.value_dim;
+        float *states = b_.states + (&layer - d_.layers) * b_.layer_stride;
+        const int64_t num_sequences = b_.num_decodes + b_.num_segments;
+        team_.for_each(num_sequences * heads, [&](int64_t task) {
+            const int64_t i = task / heads, head = task % heads;
+            const auto state_of = [&](int64_t r) { return states + (r * heads + head) * head_size; };
+            if (i < b_.num_decodes) {
+                attend_decode(d_, layer, projected, i, head, state_of(b_.source[i]),
+                              state_of(b_.target[i]), scratch);
+            } else {
+                const Segment &segment = b_.segments[i - b_.num_decodes];
+                attend_segment(d_, layer, projected, segment, head, state_of(segment.source),
+                               state_of(segment.target), scratch);
+            }
+        });
+    }
+
+    void gate_read_out(const Layer &layer, int64_t row) {
+        float *y = m_.y + row * d_.query_size();
+        if (layer.readout_norm.weight) {
+            normalise_groups(y, d_.query_size(), d_.num_groups, d_.group_eps, layer.readout_norm);
+        }
+        if (layer.gate.panels) {
+            const float *gate = m_.gate + row * d_.query_size();
+            for_lanes(d_.query_size(), [&](int64_t i, int64_t n) {
+                store_some(y + i, n, mul(silu(load_some(gate + i, n)), load_some(y + i, n)));
+            });
+        }
+        Format::encode(y, d_.query_size(), m_.input, row);
+    }
+
+    void activate_inner(const Layer &layer, int64_t row) {
+        float *up = m_.up + row * d_.inner_size;
+        const float *gate = layer.mlp_gate.panels ? m_.mlp_gate + row * d_.inner_size : nullptr;
+        for_lanes(d_.inner_size, [&](int64_t i, int64_t n) {
+            const Vec u = load_some(up + i, n);
+            const Vec activated = activate(gate ? load_some(gate + i, n) : u, d_.activation);
+            store_some(up + i, n, gate ? mul(activated, u) : activated);
+        });
+        Format::encode(up, d_.inner_size, m_.inner, row);
+    }
+
+    void leave(const Layer &layer, int64_t row) {
+        add_to_residual(m_.mlp, row);
+        if (d_.parallel_residual) add_to_residual(m_.attended, row);
+        if (!d_.norm_first) {
+            normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, layer.mlp_norm, x(row));
+        }
+    }
+
+    void finish(int64_t row) {
+        if (d_.final_norm.weight) {
+            normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, d_.final_norm, x(row));
+        }
+    }
+
+    Team &team_;
+    const Decoder &d_;
+    const Batch &b_;
+    const StepMemory &m_;
+    const int member_;
+};
+
+static void forward(Team &team, Workspace &workspace, const Decoder &d, const Batch &b) {
+    const StepMemory memory = workspace.lay_out(
+        [&](Arena &a) { return StepMemory(a, d, b.num_rows, team.size()); });
+    with_format(d.format, [&](auto format) {
+        team.run([&](int member) {
+            StepThread<decltype(format)>(team, d, b, memory, member).run();
+        });
+    });
+}

@@ -1,0 +1,13 @@
+// All kernels for one kind of processor. A source file that is named after it selects the target,
+// defines DIJIANG_TARGET and its vectors, and includes this within its own namespace.
+
+#include "math.inl"
+#include "matmul.inl"
+#include "norms.inl"
+#include "recurrent_step.inl"
+#include "features.inl"
+#include "attention.inl"
+#include "decoder.inl"
+
+static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, forward, recurrent_step, peak,
+                                  kMaxRows * kTileVectors};

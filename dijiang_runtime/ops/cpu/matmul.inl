@@ -1,0 +1,196 @@
+// y = x Wᵀ + bias with packed weights (types.h), for any number of rows.
+//
+// Every output is one chain of sums in the order of the inputs, whatever the number of rows and
+// wherever its row stands; blocks of rows and columns only share what they load. So a row's bits
+// depend on nothing but the row.
+
+// A row is encoded once for each matrix product that reads it.
+struct EncodedRows {
+    char *data;
+    int64_t stride;  // Bytes.
+    float *scale;    // int8: what one unit of a row is worth, [rows]
+};
+
+struct Float32Format {
+    using Total = Vec;
+    static Total zero() { return broadcast(0.0f); }
+    static Total dot(Total t, Word x, Word w) { return fma(as_floats(x), as_floats(w), t); }
+    static Vec finish(Total t, const float *, const Matrix &, int64_t) { return t; }
+
+    static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
+        float *out = reinterpret_cast<float *>(to.data + row * to.stride);
+        for_lanes(n, [&](int64_t i, int64_t count) { store(out + i, load_some(x + i, count)); });
+    }
+};
+
+struct BFloat16Format {
+    using Total = Vec;
+    static Total zero() { return broadcast(0.0f); }
+    static Total dot(Total t, Word x, Word w) { return dot_bf16(t, x, w); }
+    static Vec finish(Total t, const float *, const Matrix &, int64_t) { return t; }
+
+    static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
+        char *out = to.data + row * to.stride;
+        for_lanes(n, [&](int64_t i, int64_t count) {
+            store_bf16(out + 2 * i, load_some(x + i, count));
+        });
+    }
+};
+
+struct Int8Format {
+    using Total = Sum;
+    static Total zero() { return zero_sum(); }
+    static Total dot(Total t, Word x, Word w) { return dot_int8(t, x, w); }
+    static Vec finish(Total t, const float *row_scale, const Matrix &m, int64_t column) {
+        const Vec sum = to_floats(subtract_offset(t, m.column_sum + column));
+        return mul(sum, mul(broadcast(*row_scale), load(m.scale + column)));
+    }
+
+    static constexpr float kNothing = 1e-30f;  // Its reciprocal does not overflow.
+
+    // Symmetric: the largest magnitude of the row becomes 127.
+    static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
+        Vec largest = broadcast(0.0f), spoilt = broadcast(0.0f);
+        for_lanes(n, [&](int64_t i, int64_t count) {
+            const Vec v = load_some(x + i, count);
+            largest = max(abs(v), largest);
+            spoilt = fma(v, broadcast(0.0f), spoilt);  // NaN once a number is not finite.
+        });
+        const float top = largest_lane(largest);
+        const Vec inverse = broadcast(top > kNothing ? 127.0f / top : 0.0f);
+        const Vec bound = broadcast(127.0f);
+        char *out = to.data + row * to.stride;
+        for_lanes(n, [&](int64_t i, int64_t count) {
+            const Vec unit = nearest(mul(load_some(x + i, count), inverse));
+            store_int8(out + i, max(broadcast(-127.0f), min(bound, unit)));
+        });
+        to.scale[row] = top / 127.0f + sum_lanes(spoilt);
+    }
+};
+
+// Call f with the format's type.
+template <class Function>
+static inline void with_format(int64_t format, Function f) {
+    switch (format) {
+        case kInt8: return f(Int8Format{});
+        case kBFloat16: return f(BFloat16Format{});
+        default: return f(Float32Format{});
+    }
+}
+
+template <class Format, int Rows, int Vectors>
+static inline void multiply_tile(const Matrix &m, const char *panel, int64_t column,
+                                 const EncodedRows &x, int64_t row, float *out, int64_t ld) {
+    typename Format::Total total[Rows][Vectors];
+    for (int r = 0; r < Rows; ++r) {
+        for (int v = 0; v < Vectors; ++v) total[r][v] = Format::zero();
+    }
+    const char *input = x.data + row * x.stride;
+    for (int64_t g = 0; g < m.groups; ++g) {
+        Word weight[Vectors];
+        for (int v = 0; v < Vectors; ++v) weight[v] = load_word(panel + 4 * kLanes * v);
+        for (int r = 0; r < Rows; ++r) {
+            const Word broadcasted = broadcast_word(input + r * x.stride);
+            for (int v = 0; v < Vectors; ++v) {
+                total[r][v] = Format::dot(total[r][v], broadcasted, weight[v]);
+            }
+        }
+        panel += 4 * kPanelColumns;
+        input += 4;
+    }
+    for (int v = 0; v < Vectors; ++v) {
+        const int64_t first = column + kLanes * v, count = m.columns - first;
+        if (count <= 0) return;
+        const Vec bias = m.bias != nullptr ? load(m.bias + first) : broadcast(0.0f);
+        for (int r = 0; r < Rows; ++r) {
+            const Vec y = add(Format::finish(total[r][v], x.scale + row + r, m, first), bias);
+            store_some(out + (row + r) * ld + first, count < kLanes ? count : kLanes, y);
+        }
+    }
+}
+
+template <class Format, int Rows>
+static inline void multiply_rows(const Matrix &m, const char *panel, int64_t column,
+                                 const EncodedRows &x, int64_t row, float *out, int64_t ld) {
+    // One row alone leaves registers for several chains, and needs them to hide latency.
+    constexpr int vectors = Rows == 1 ? static_cast<int>(kPanelVectors) : kTileVectors;
+    for (int v = 0; v < kPanelVectors; v += vectors) {
+        multiply_tile<Format, Rows, vectors>(m, panel + 4 * kLanes * v, column + kLanes * v, x, row,
+                                             out, ld);
+    }
+}
+
+template <class Format, int Rows = kMaxRows>
+static inline void multiply_up_to(int64_t rows, const Matrix &m, const char *panel, int64_t column,
+                                  const EncodedRows &x, int64_t row, float *out, int64_t ld) {
+    if (rows == Rows) {
+        multiply_rows<Format, Rows>(m, panel, column, x, row, out, ld);
+    } else if constexpr (Rows > 1) {
+        multiply_up_to<Format, Rows - 1>(rows, m, panel, column, x, row, out, ld);
+    }
+}
+
+// One panel of columns for all rows. The panel stays in the cache from block to block of rows.
+template <class Format>
+static void multiply_panel(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
+                           float *out, int64_t ld) {
+    const char *panel = static_cast<const char *>(m.panels) + index * m.groups * 4 * kPanelColumns;
+    const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
+    for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t row = rows * b / blocks, end = rows * (b + 1) / blocks;
+        multiply_up_to<Format>(end - row, m, panel, index * kPanelColumns, x, row, out, ld);
+    }
+}
+
+// Memory for rows of n numbers in any format.
+static EncodedRows take_rows(Arena &arena, int64_t rows, int64_t n) {
+    const int64_t stride = (n + kLanes - 1) / kLanes * kLanes * 4;
+    char *data = arena.take<char>(rows * stride);
+    return {data, stride, arena.take<float>(rows)};
+}
+
+static void multiply(Team &team, Workspace &workspace, const Matrix &m, const float *x,
+                     int64_t rows, int64_t in_features, float *out) {
+    const EncodedRows encoded =
+        workspace.lay_out([&](Arena &a) { return take_rows(a, rows, in_features); });
+    with_format(m.format, [&](auto format) {
+        using Chosen = decltype(format);
+        team.run([&](int) {
+            team.for_each(rows, [&](int64_t row) {
+                Chosen::encode(x + row * in_features, in_features, encoded, row);
+            });
+            team.for_each(m.num_panels(), [&](int64_t panel) {
+                multiply_panel<Chosen>(m, panel, encoded, rows, out, m.columns);
+            });
+        });
+    });
+}
+
+// Products of registers alone, to learn what the processor can do at most.
+static void peak(Team &team, int64_t format, int64_t repeats) {
+    with_format(format, [&](auto chosen) {
+        using Chosen = decltype(chosen);
+        team.run([&](int) {
+            alignas(64) char numbers[4 * kPanelColumns] = {};
+            char *volatile hidden = numbers;
+            typename Chosen::Total total[kMaxRows][kTileVectors];
+            for (auto &row : total) {
+                for (auto &t : row) t = Chosen::zero();
+            }
+            const Word x = load_word(hidden), w = load_word(hidden + 4 * kLanes);
+            for (int64_t i = 0; i < repeats; ++i) {
+                for (auto &row : total) {
+                    for (auto &t : row) t = Chosen::dot(t, x, w);
+                }
+            }
+            volatile float result = 0.0f;
+            for (auto &row : total) {
+                for (auto &t : row) {
+                    char bytes[sizeof t];
+                    std::memcpy(bytes, &t, sizeof t);
+                    result = result + bytes[0];
+                }
+            }
+        });
+    });
+}

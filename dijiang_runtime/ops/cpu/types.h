@@ -1,0 +1,108 @@
+// What crosses from Python into the kernels. Plain data; Python owns every array that is pointed to.
+#pragma once
+
+#include <cstdint>
+
+namespace dijiang {
+
+// How the numbers of a matrix are stored, and so how rows are encoded before they meet it.
+enum Format : int64_t { kFloat32 = 0, kBFloat16 = 1, kInt8 = 2 };
+
+constexpr int64_t kLanes = 16;         // Floats of one vector, on every machine.
+constexpr int64_t kPanelVectors = 4;   // Vectors of columns in one panel.
+constexpr int64_t kPanelColumns = kLanes * kPanelVectors;
+constexpr int64_t kChunk = 64;         // Tokens of one chunk of a prompt.
+
+// A packed matrix, y = x Wᵀ + bias. Columns are the outputs, in panels of 64 that are stored one
+// after the other: [panel][group][column][element], with as many elements of the input in a group as
+// fill 32 bits: 1 float32, 2 bfloat16 or 4 int8. So every group of 16 columns is one 64-byte vector.
+// Columns and inputs beyond the matrix are zero.
+struct Matrix {
+    const void *panels;
+    const float *scale;         // int8: what one unit of a column is worth, [padded columns]
+    const int32_t *column_sum;  // int8: sum of a column, [padded columns]
+    const float *bias;          // [padded columns], or null
+    int64_t groups;
+    int64_t columns;
+    int64_t format;
+
+    int64_t num_panels() const { return (columns + kPanelColumns - 1) / kPanelColumns; }
+};
+
+enum Norm : int64_t { kLayerNorm = 0, kRmsNorm = 1 };
+enum Activation : int64_t { kGelu = 0, kGeluTanh = 1, kRelu = 2, kSilu = 3 };
+
+struct NormWeights {
+    const float *weight;  // Null where the layer has no such norm.
+    const float *bias;    // Null for RMS norm.
+};
+
+struct Layer {
+    NormWeights attention_norm, mlp_norm, readout_norm;
+    Matrix q, k, v, gate, o, up, mlp_gate, down;  // Absent ones have no panels.
+    const float *projection;  // Feature map, [heads or 1, head_dim, padded columns]
+    const float *powers;      // decay to the power 0 ... 64, [kv_heads, 65]
+};
+
+struct Decoder {
+    int64_t num_layers, hidden_size, inner_size, num_heads, num_kv_heads, head_dim;
+    int64_t num_features, projection_columns, projection_stride, value_dim, rotary_dim;
+    int64_t norm, activation, norm_first, parallel_residual, negated_half, num_groups, format;
+    double norm_eps, group_eps, query_scale;
+    const double *rotary_frequencies;
+    NormWeights final_norm;
+    const Layer *layers;
+
+    int64_t query_size() const { return num_heads * head_dim; }
+    int64_t value_size() const { return num_kv_heads * head_dim; }
+};
+
+// Consecutive tokens of one prompt.
+struct Segment {
+    int64_t start, length, source, target;
+};
+
+// The rows of one step: decodes first, then segments. Written in place: x [rows, hidden_size] and
+// the target rows of states [num_layers, *, num_kv_heads, num_features, value_dim].
+struct Batch {
+    float *x;
+    const int64_t *positions;
+    int64_t num_rows, num_decodes, num_segments;
+    const int64_t *source, *target;  // Of each decode.
+    const Segment *segments;
+    float *states;
+    int64_t layer_stride;  // Floats of one layer's states.
+};
+
+// One token of decayed linear attention; see `recurrent_step.inl`.
+struct RecurrentStep {
+    const float *q, *k, *v, *decay;
+    int64_t decay_stride;
+    float *states;
+    const int64_t *source, *target;
+    float *out;
+    int64_t rows, heads, group, key_dim, value_dim;
+};
+
+class Team;
+class Workspace;
+
+// What is compiled once for every kind of processor.
+struct Kernels {
+    const char *name;
+    void (*multiply)(Team &, Workspace &, const Matrix &, const float *x, int64_t rows,
+                     int64_t in_features, float *out);
+    void (*forward)(Team &, Workspace &, const Decoder &, const Batch &);
+    void (*recurrent_step)(Team &, const RecurrentStep &);
+    void (*peak)(Team &, int64_t format, int64_t repeats);
+    int64_t peak_vectors;  // Vector products in one repeat of one thread.
+};
+
+// Null where the compiler cannot make them.
+extern const Kernels *const kPortable;
+extern const Kernels *const kAvx2;
+extern const Kernels *const kAvx512;
+extern const Kernels *const kAvx512Vnni;
+extern const Kernels *const kAvx512Bf16;
+
+}  // namespace dijiang
