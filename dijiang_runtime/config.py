@@ -22,8 +22,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         "auto"
     )
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        Meta(description="Of the weights. The recurrent state is always float32."),
+        Literal["auto", "float32", "bfloat16", "int8"],
+        Meta(
+            description="Of the weights, the vocabulary projection included. auto: see "
+            "docs/performance.md. The recurrent state is always float32."
+        ),
     ] = "auto"
     max_slots: Annotated[
         Positive | None,

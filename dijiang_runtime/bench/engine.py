@@ -18,7 +18,7 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import RequestFailedError
-from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.serving import ServingModel, decoder_of
 from dijiang_runtime.request import Request, SamplingParams
 
 NEAR, FAR = 100, 100_000
@@ -43,11 +43,11 @@ Progress = Callable[[str], None]
 class Bench:
     """Owns a model, its states and what is measured on them."""
 
-    def __init__(self, model: Decoder, options: BenchOptions, progress: Progress) -> None:
+    def __init__(self, model: ServingModel, options: BenchOptions, progress: Progress) -> None:
         self._model = model
         self._options = options
         self._progress = progress
-        device = next(model.parameters()).device
+        device = decoder_of(model).embed_tokens.weight.device
         self._pool = StatePool(model.config.state, max(*options.batches, 2), device)
         self._runner = ModelRunner(model, self._pool, Sampler(()))
 
@@ -55,7 +55,7 @@ class Bench:
         """Measure everything. The result is plain data, ready for JSON."""
         return {
             "machine": describe_machine(),
-            "model": describe_model(self._model),
+            "model": describe_model(decoder_of(self._model)),
             "options": asdict(self._options),
             "decode_by_batch": self._decode_by_batch(),
             "decode_by_position": self._decode_by_position(),

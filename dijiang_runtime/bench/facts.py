@@ -12,6 +12,7 @@ from dijiang_runtime.errors import InvalidRequestError
 from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.families import config_from_parent
+from dijiang_runtime.models.packed import num_parameters, weight_bytes, weight_format_of
 
 # Published Pythia shapes: hidden, layers, heads, intermediate.
 SHAPES = {
@@ -51,9 +52,10 @@ def describe_model(model: Decoder) -> dict[str, Any]:
         "num_layers": config.num_layers,
         "num_heads": config.num_heads,
         "vocab_size": config.vocab_size,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters": num_parameters(model),
         "state_bytes": config.state.num_bytes,
-        "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
+        "weight_bytes": weight_bytes(model),
+        "dtype": weight_format_of(model),
     }
 
 

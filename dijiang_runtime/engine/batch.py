@@ -2,7 +2,8 @@
 
 First the decodes, one row each, padded to whole row tiles; then each prompt chunk, padded to its
 own tiles. Tiles have fixed sizes and a chunk has tiles of its own, so no matrix product's shape
-depends on who else is in the batch.
+depends on who else is in the batch. A model whose rows do not depend on each other in any case
+gets them without padding.
 """
 
 from collections.abc import Sequence as Seq
@@ -29,14 +30,20 @@ class Batch:
     """Which rows each scheduled sequence has, in the order of the plan, padding left out."""
 
 
-def build_batch(items: Seq[ScheduledSequence], pool: StatePool, device: torch.device) -> Batch:
-    """Lay out sequences that decode, then sequences that prefill, in the order given."""
+def build_batch(
+    items: Seq[ScheduledSequence], pool: StatePool, device: torch.device, *, needs_tiles: bool
+) -> Batch:
+    """Lay out sequences that decode, then sequences that prefill, in the order given.
+
+    Without tiles there is no padding.
+    """
     decodes = [item for item in items if not item.sequence.is_prefilling]
     prefills = [item for item in items if item.sequence.is_prefilling]
     rows = _Rows()
     for item in decodes:
         rows.add(item)
-    rows.pad(row_tiles(len(decodes)))
+    if needs_tiles:
+        rows.pad(row_tiles(len(decodes)))
     source = [pool.source(item.slot) for item in decodes]
     target = [pool.target(item.slot) for item in decodes]
     segments = []
@@ -45,7 +52,8 @@ def build_batch(items: Seq[ScheduledSequence], pool: StatePool, device: torch.de
         segment = PrefillSegment(start, item.num_tokens, pool.source(slot), pool.target(slot))
         segments.append(segment)
         rows.add(item)
-        rows.pad(prompt_tiles(item.num_tokens))
+        if needs_tiles:
+            rows.pad(prompt_tiles(item.num_tokens))
 
     def tensor(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)

@@ -14,8 +14,8 @@ from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.config import ModelConfig
-from dijiang_runtime.models.decoder import Decoder
-from dijiang_runtime.models.loader import load_model
+from dijiang_runtime.models.packed import num_parameters
+from dijiang_runtime.models.serving import decoder_of, load_for_serving
 from dijiang_runtime.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,8 @@ def load(config: EngineConfig) -> LoadedEngine:
     num_threads = config.num_threads or min(torch.get_num_threads(), spare)
     torch.set_num_threads(num_threads)
     device = _device(config.device)
-    dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     tokenizer = Tokenizer.load(config.model)
-    model = load_model(config.model, device=device, dtype=dtype)
+    model, dtype = load_for_serving(config.model, device, config.dtype)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
     num_slots = count_slots(config, model.config)
     pool = StatePool(model.config.state, num_slots, device)
@@ -67,12 +66,12 @@ def load(config: EngineConfig) -> LoadedEngine:
         state_bytes_per_sequence=StatePool.bytes_per_slot(model.config.state),
         state_bytes_total=pool.num_bytes,
         parent_kv_cache_bytes_per_token=model.config.parent_kv_cache_bytes_per_token,
-        num_parameters=_num_parameters(model),
+        num_parameters=num_parameters(decoder_of(model)),
         num_layers=model.config.num_layers,
         hidden_size=model.config.hidden_size,
         family=model.config.family,
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype,
         num_threads=num_threads,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
@@ -131,7 +130,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("device is cuda, but torch sees no CUDA device.")
     return torch.device(name)
-
-
-def _num_parameters(model: Decoder) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

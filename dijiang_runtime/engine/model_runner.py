@@ -20,6 +20,7 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import NumericalError, RequestFailedError
+from dijiang_runtime.models.compiled import CompiledDecoder
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.ops.linear import CHUNK_TILE, row_tiles
 from dijiang_runtime.request import NO_LOGPROBS, RequestError
@@ -41,8 +42,9 @@ _TOO_COMPLEX = RequestError(
 class ModelRunner:
     """Owns the model and the states. The engine calls `execute` once a step."""
 
-    def __init__(self, model: Decoder, pool: StatePool, sampler: Sampler) -> None:
+    def __init__(self, model: Decoder | CompiledDecoder, pool: StatePool, sampler: Sampler) -> None:
         self._model = model
+        self._needs_tiles = model.needs_tiles
         self._pool = pool
         self._sampler = sampler
 
@@ -77,7 +79,8 @@ class ModelRunner:
         return results
 
     def _run_batch(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
-        batch = build_batch(items, self._pool, self._pool.states.device)
+        pool = self._pool
+        batch = build_batch(items, pool, pool.states.device, needs_tiles=self._needs_tiles)
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         is_finite = hidden.isfinite().all(dim=1) & batch.recurrence.finite_rows()
         finite_rows = is_finite.tolist()
@@ -152,6 +155,8 @@ class ModelRunner:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, V] of unrelated rows [n, D]."""
+        if not self._needs_tiles:
+            return self._model.logits(hidden)
         tiles = row_tiles(len(hidden))
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, sum(tiles) - len(hidden)))
         return self._model.logits(padded, tiles)[: len(hidden)]

@@ -57,6 +57,8 @@ class Decoder(nn.Module):
     """A DiJiang language model. Constructed with random weights; `models.loader` fills them."""
 
     rotary_frequencies: Tensor
+    needs_tiles = True
+    """Whether a row's bits depend on the size of the tile that it is computed in."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -38,14 +38,15 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def load_model(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> Decoder:
     """Load a DiJiang folder for inference.
 
     Args:
         folder: Our own layout, or the authors' GPT-NeoX layout. Safetensors only.
         device: Where the weights go.
-        dtype: Of the matrices. Norms, feature maps and decays are float32 in any case.
+        dtype: Of the matrices; None: as they are stored, and mapped rather than copied. Norms,
+            feature maps and decays are float32 in any case.
 
     Raises:
         ModelLoadError: a tensor is missing, superfluous, misshapen or not finite.
@@ -65,10 +66,14 @@ def load_model(
 
 def random_model(config: ModelConfig, *, dtype: torch.dtype = torch.float32) -> Decoder:
     """Make a model with random weights, ready for inference: speed does not depend on them."""
-    model = Decoder(config)
+    return cast(Decoder(config), dtype).eval().requires_grad_(False)
+
+
+def cast(model: Decoder, dtype: torch.dtype) -> Decoder:
+    """Give a model's matrices a dtype, in place."""
     state = {name: _cast(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def save_model(
@@ -148,7 +153,7 @@ def _authors_source(folder: Path, hf: dict[str, Any]) -> TensorSource:
     return source
 
 
-def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> None:
     """Give the model its weights, checking every one."""
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     state: dict[str, Tensor] = {}
@@ -162,7 +167,7 @@ def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dt
             )
         if (bad := first_non_finite(tensor)) is not None:
             raise ModelLoadError(f"{name} holds a non-finite value at {list(bad)}.")
-        state[name] = _cast(name, tensor, dtype)
+        state[name] = _cast(name, tensor, dtype or tensor.dtype)
     if missing := sorted(expected.keys() - state.keys()):
         raise ModelLoadError(f"The weights lack {len(missing)} tensors, first {missing[0]!r}.")
     model.load_state_dict(state, strict=True, assign=True)

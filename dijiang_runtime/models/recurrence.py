@@ -114,6 +114,10 @@ class PooledRecurrence:
         """
         return torch.stack(self._finite).all(dim=0)
 
+    def report_finite(self, rows: Tensor) -> None:
+        """Say for a layer, or for all of them, which rows have left finite values behind. [N]"""
+        self._finite.append(rows)
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
         states = self.states[layer]
         out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
@@ -180,4 +184,4 @@ class PooledRecurrence:
         for segment in self.prefills:
             for store in stores:
                 finite[segment.start] &= store[segment.target].isfinite().all()
-        self._finite.append(finite)
+        self.report_finite(finite)

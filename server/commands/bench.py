@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from dijiang_runtime.models.decoder import Decoder
+    from dijiang_runtime.models.serving import ServingModel
 
 
 def bench(
@@ -23,7 +23,7 @@ def bench(
         str,
         typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -2.8b."),
     ] = "pythia-70m",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or int8.")] = "int8",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: the cores this may use.")
     ] = None,
@@ -59,10 +59,10 @@ def bench(
         from dijiang_runtime.bench.engine import Bench, BenchOptions
         from dijiang_runtime.engine.resources import available_cpus
 
-        if dtype not in ("float32", "bfloat16"):
-            fail(f"dtype {dtype!r} is neither float32 nor bfloat16.", exit_code=2)
+        if dtype not in ("float32", "bfloat16", "int8"):
+            fail(f"dtype {dtype!r} is none of float32, bfloat16 and int8.", exit_code=2)
         torch.set_num_threads(threads or available_cpus())
-        decoder = load(model, shape, getattr(torch, dtype))
+        decoder = load(model, shape, dtype)
         options = BenchOptions(rounds=rounds, full=full)
         result = Bench(decoder, options, lambda text: status.update(f"Measuring {text}")).run()
     result["model"]["name"] = model.name if model else f"{shape}, random weights"
@@ -71,13 +71,17 @@ def bench(
     print_result(console, result)
 
 
-def load(model: Path | None, shape: str, dtype: Any) -> "Decoder":
-    from dijiang_runtime.bench.facts import shape_config
-    from dijiang_runtime.models.loader import load_model, random_model
+def load(model: Path | None, shape: str, dtype: Any) -> "ServingModel":
+    import torch
 
+    from dijiang_runtime.bench.facts import shape_config
+    from dijiang_runtime.models.loader import random_model
+    from dijiang_runtime.models.serving import load_for_serving, serve_in
+
+    cpu = torch.device("cpu")
     if model is not None:
-        return load_model(model_folder(model), dtype=dtype)
-    return random_model(shape_config(shape), dtype=dtype)
+        return load_for_serving(model_folder(model), cpu, dtype)[0]
+    return serve_in(random_model(shape_config(shape)), cpu, dtype)[0]
 
 
 def print_result(console: "Console", result: dict[str, Any]) -> None:

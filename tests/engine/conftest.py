@@ -14,7 +14,8 @@ def make_engine(tiny_model: Path) -> Callable[..., Engine]:
     num_threads = torch.get_num_threads()
 
     def make(**options: object) -> Engine:
-        fields = {"model": tiny_model, "max_slots": 32, "num_threads": 1, **options}
+        fields = {"model": tiny_model, "max_slots": 32, "num_threads": 1, "dtype": "float32"}
+        fields |= options
         return Engine.from_config(EngineConfig(**fields))  # type: ignore[arg-type]
 
     yield make

@@ -11,6 +11,7 @@ from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.models.config import AttentionConfig
 from dijiang_runtime.models.presets import attention_config
+from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE, targets
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from tests.engine.requests import random_requests
 
@@ -82,6 +83,39 @@ def test_64_concurrent_requests_get_what_each_gets_alone(
     for seed in range(3):
         engine = make_engine(max_slots=random.Random(seed).choice((7, 40, 64)))
         assert run_together(engine, requests_of_every_kind, seed=seed) == expected
+
+
+@pytest.mark.parametrize("target", [*targets(), NO_TARGET])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_neighbours_do_not_matter_in_any_dtype_on_any_processor(
+    make_engine: MakeEngine,
+    requests_of_every_kind: list[Request],
+    dtype: str,
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if target == NO_TARGET and dtype == "int8":
+        pytest.skip("int8 needs the compiled kernels")
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    requests = requests_of_every_kind[:24]
+    expected = run_alone(make_engine(dtype=dtype), requests)
+
+    # The compiled kernels share out outputs, never sums: threads do not matter either.
+    num_threads = 1 if target == NO_TARGET else 2
+    engine = make_engine(dtype=dtype, num_threads=num_threads, max_slots=20)
+
+    assert run_together(engine, requests, seed=0) == expected
+
+
+def test_neighbours_do_not_matter_without_compiled_kernels(
+    make_engine: MakeEngine,
+    requests_of_every_kind: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, NO_TARGET)
+    expected = run_alone(make_engine(), requests_of_every_kind)
+
+    assert run_together(make_engine(), requests_of_every_kind, seed=0) == expected
 
 
 @pytest.mark.parametrize("max_batched_tokens", [1, 64, 100, 8192])

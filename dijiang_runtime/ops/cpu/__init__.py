@@ -8,12 +8,7 @@ best that runs is chosen when they are used. Without them everything works in to
     recurrence.py   the recurrent step alone
 """
 
-from dijiang_runtime.ops.cpu.library import context, library, targets
+from dijiang_runtime.ops.cpu.library import context, is_available, targets
 from dijiang_runtime.ops.cpu.recurrence import step
 
 __all__ = ["context", "is_available", "step", "targets"]
-
-
-def is_available() -> bool:
-    """Whether the compiled kernels were built."""
-    return library() is not None

@@ -33,13 +33,15 @@ std::vector<const Kernels *> runnable() {
     return found;
 }
 
-// One user's kernels, threads and memory. Calls from several threads take turns.
+// Kernels, the threads that run them and the memory that they work in.
 struct Context {
     const Kernels &kernels;
     Team &team;
     Workspace workspace;
-    std::mutex busy;
 };
+
+// Calls that share a team take turns.
+using Turn = std::lock_guard<std::mutex>;
 
 }  // namespace
 
@@ -55,7 +57,7 @@ const char *dijiang_target(int64_t i) {
 Team *dijiang_team(int64_t num_threads) { return new Team(static_cast<int>(num_threads)); }
 
 Context *dijiang_context(int64_t target, Team *team) {
-    return new Context{*runnable()[target], *team, {}, {}};
+    return new Context{*runnable()[target], *team, {}};
 }
 
 void dijiang_free_context(Context *context) { delete context; }
@@ -63,21 +65,23 @@ void dijiang_free_context(Context *context) { delete context; }
 // out [rows, columns] = x [rows, in_features] Wᵀ + bias
 void dijiang_multiply(Context *c, const Matrix *m, const float *x, int64_t rows, int64_t in_features,
                       float *out) {
-    std::lock_guard<std::mutex> lock(c->busy);
+    const Turn turn(c->team.one_at_a_time());
     c->kernels.multiply(c->team, c->workspace, *m, x, rows, in_features, out);
 }
 
 void dijiang_forward(Context *c, const Decoder *decoder, const Batch *batch) {
-    std::lock_guard<std::mutex> lock(c->busy);
+    const Turn turn(c->team.one_at_a_time());
     c->kernels.forward(c->team, c->workspace, *decoder, *batch);
 }
 
 void dijiang_recurrent_step(Context *c, const RecurrentStep *step) {
+    const Turn turn(c->team.one_at_a_time());
     c->kernels.recurrent_step(c->team, *step);
 }
 
 // Run products of registers alone; returns the number of multiply-and-adds.
 int64_t dijiang_peak(Context *c, int64_t format, int64_t repeats) {
+    const Turn turn(c->team.one_at_a_time());
     c->kernels.peak(c->team, format, repeats);
     const int64_t per_lane = format == kInt8 ? 4 : format == kBFloat16 ? 2 : 1;
     return repeats * c->kernels.peak_vectors * kLanes * per_lane * c->team.size();

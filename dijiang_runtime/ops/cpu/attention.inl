@@ -13,7 +13,11 @@ struct Projected {
     float *q, *k;    // [rows, query_size], [rows, value_size]
     const float *v;  // [rows, value_size]
     const float *angles;  // [rows, rotary_dim]
-    float *y;        // The read-outs, [rows, query_size]
+    float *y;             // The read-outs, [rows, query_size]
+    uint8_t *finite;      // [rows]
+
+    // Several heads may say so at once.
+    void spoil(int64_t row) const { __atomic_store_n(finite + row, 0, __ATOMIC_RELAXED); }
 };
 
 // Memory of one thread.
@@ -91,6 +95,8 @@ static void attend_decode(const Decoder &d, const Layer &layer, const Projected 
     extend_value(d, p.v + row * d.value_size() + head * dim, s.value);
     const float decay = layer.powers[head * (kChunk + 1) + 1];
     step_head(state, next, s.query, s.key, s.value, decay, s.out, group, d.num_features, d.value_dim);
+    // It sums over the whole of the next state, so it is finite only if the state is.
+    if (!is_finite(s.out, group * d.value_dim)) p.spoil(row);
     float *y = p.y + row * d.query_size() + head * group * dim;
     for (int64_t g = 0; g < group; ++g) finish_readout(d, s.out + g * d.value_dim, y + g * dim);
 }
@@ -143,6 +149,7 @@ static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &
         features(d, projection, q, d.query_size(), length, s.projected, s.query);
         read_chunk(d, powers, length, s);
         for (int64_t i = 0; i < length; ++i) {
+            if (!is_finite(s.out + i * e, e)) p.spoil(row + i);
             finish_readout(d, s.out + i * e, p.y + (row + i) * d.query_size() + offset);
         }
     }
@@ -167,4 +174,5 @@ static void attend_segment(const Decoder &d, const Layer &layer, const Projected
     for (int64_t f = 0; f < d.num_features; ++f) {
         for (int64_t i = 0; i < v; ++i) next[f * v + i] = s.state[f * e + i];
     }
+    if (!is_finite(s.state, d.num_features * e)) p.spoil(segment.start);
 }

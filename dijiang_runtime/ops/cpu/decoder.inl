@@ -1,7 +1,7 @@
 // A whole step: every layer of the decoder for the rows of a batch, in one call.
 //
-// Threads share each phase by rows, by panels of columns or by heads, and meet at its end. No output
-// depends on which thread computed it, and no row on the other rows.
+// Threads share each phase by rows, by panels of columns or by heads; the next begins when all of it
+// is done. No output depends on which thread computed it, and no row on the other rows.
 
 // Everything between two matrix products, for all rows.
 struct StepMemory {
@@ -33,12 +33,12 @@ struct Product {
     float *out;
 };
 
-// What one thread does in a step with matrices of one format.
+// A step with matrices of one format.
 template <class Format>
-class StepThread {
+class Step {
 public:
-    StepThread(Team &team, const Decoder &d, const Batch &b, const StepMemory &memory, int member)
-        : team_(team), d_(d), b_(b), m_(memory), member_(member) {}
+    Step(Team &team, const Decoder &d, const Batch &b, const StepMemory &memory)
+        : team_(team), d_(d), b_(b), m_(memory) {}
 
     void run() {
         each_row([&](int64_t row) {
@@ -60,14 +60,14 @@ public:
 private:
     template <class Function>
     void each_row(Function f) {
-        team_.for_each(b_.num_rows, f);
+        team_.for_each(b_.num_rows, [&](int64_t row, int) { f(row); });
     }
 
     template <int Count>
     void multiply_all(const Product (&products)[Count]) {
         int64_t panels = 0;
         for (const Product &p : products) panels += p.matrix.panels ? p.matrix.num_panels() : 0;
-        team_.for_each(panels, [&](int64_t panel) {
+        team_.for_each(panels, [&](int64_t panel, int) {
             for (const Product &p : products) {
                 const int64_t count = p.matrix.panels ? p.matrix.num_panels() : 0;
                 if (panel < count) {
@@ -142,13 +142,13 @@ private:
     }
 
     void attend(const Layer &layer) {
-        Arena own(m_.scratch + member_ * m_.scratch_bytes);
-        const HeadScratch scratch(own, d_);
-        const Projected projected{m_.q, m_.k, m_.v, m_.angles, m_.y};
+        const Projected projected{m_.q, m_.k, m_.v, m_.angles, m_.y, b_.finite};
         const int64_t heads = d_.num_kv_heads, head_size = d_.num_features * d_.value_dim;
         float *states = b_.states + (&layer - d_.layers) * b_.layer_stride;
         const int64_t num_sequences = b_.num_decodes + b_.num_segments;
-        team_.for_each(num_sequences * heads, [&](int64_t task) {
+        team_.for_each(num_sequences * heads, [&](int64_t task, int member) {
+            Arena own(m_.scratch + member * m_.scratch_bytes);
+            const HeadScratch scratch(own, d_);
             const int64_t i = task / heads, head = task % heads;
             const auto state_of = [&](int64_t r) { return states + (r * heads + head) * head_size; };
             if (i < b_.num_decodes) {
@@ -205,15 +205,12 @@ private:
     const Decoder &d_;
     const Batch &b_;
     const StepMemory &m_;
-    const int member_;
 };
 
 static void forward(Team &team, Workspace &workspace, const Decoder &d, const Batch &b) {
     const StepMemory memory = workspace.lay_out(
         [&](Arena &a) { return StepMemory(a, d, b.num_rows, team.size()); });
     with_format(d.format, [&](auto format) {
-        team.run([&](int member) {
-            StepThread<decltype(format)>(team, d, b, memory, member).run();
-        });
+        Step<decltype(format)>(team, d, b, memory).run();
     });
 }

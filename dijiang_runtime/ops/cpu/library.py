@@ -13,7 +13,9 @@ import torch
 _LIBRARY_NAME = "_kernels"
 
 TARGET_VARIABLE = "DIJIANG_CPU_TARGET"
-"""Names the instructions to use, in place of the best that the processor has."""
+"""Names the instructions to use, in place of the best that the processor has. `torch`: none."""
+
+NO_TARGET = "torch"
 
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """How the kernels number the formats of a packed matrix."""
@@ -68,6 +70,7 @@ class BatchStruct(_Struct):
         *_fields(c_int64, "num_rows num_decodes num_segments"),
         *_fields(c_void_p, "source target segments states"),
         ("layer_stride", c_int64),
+        ("finite", c_void_p),
     ]
 
 
@@ -88,6 +91,11 @@ def library() -> ctypes.CDLL | None:
         if path.is_file():
             return _declare(ctypes.CDLL(str(path)))
     return None
+
+
+def is_available() -> bool:
+    """Whether the compiled kernels were built and are wanted."""
+    return os.environ.get(TARGET_VARIABLE) != NO_TARGET and library() is not None
 
 
 def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
@@ -115,7 +123,7 @@ def targets() -> tuple[str, ...]:
     kernels = library()
     if kernels is None:
         return ()
-    names = []
+    names: list[str] = []
     while (name := kernels.dijiang_target(len(names))) is not None:
         names.append(name.decode())
     return tuple(names)

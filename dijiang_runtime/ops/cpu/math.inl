@@ -33,6 +33,14 @@ static inline void store_some(float *p, int64_t count, Vec v) {
     count == kLanes ? store(p, v) : store_first(p, count, v);
 }
 
+static inline bool is_finite(const float *x, int64_t n) {
+    Vec spoilt = broadcast(0.0f);  // NaN once a number is not finite.
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        spoilt = fma(load_some(x + i, count), broadcast(0.0f), spoilt);
+    });
+    return sum_lanes(spoilt) == 0.0f;
+}
+
 // e^x with an error of about one unit in the last place; 0 and infinity are never reached.
 static inline Vec exponential(Vec x) {
     // The bound comes first: of a pair with NaN, `min` and `max` give the second.

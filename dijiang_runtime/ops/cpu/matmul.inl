@@ -50,11 +50,9 @@ struct Int8Format {
 
     // Symmetric: the largest magnitude of the row becomes 127.
     static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
-        Vec largest = broadcast(0.0f), spoilt = broadcast(0.0f);
+        Vec largest = broadcast(0.0f);
         for_lanes(n, [&](int64_t i, int64_t count) {
-            const Vec v = load_some(x + i, count);
-            largest = max(abs(v), largest);
-            spoilt = fma(v, broadcast(0.0f), spoilt);  // NaN once a number is not finite.
+            largest = max(abs(load_some(x + i, count)), largest);
         });
         const float top = largest_lane(largest);
         const Vec inverse = broadcast(top > kNothing ? 127.0f / top : 0.0f);
@@ -64,7 +62,7 @@ struct Int8Format {
             const Vec unit = nearest(mul(load_some(x + i, count), inverse));
             store_int8(out + i, max(broadcast(-127.0f), min(bound, unit)));
         });
-        to.scale[row] = top / 127.0f + sum_lanes(spoilt);
+        to.scale[row] = is_finite(x, n) ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
     }
 };
 
@@ -155,13 +153,11 @@ static void multiply(Team &team, Workspace &workspace, const Matrix &m, const fl
         workspace.lay_out([&](Arena &a) { return take_rows(a, rows, in_features); });
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
-        team.run([&](int) {
-            team.for_each(rows, [&](int64_t row) {
-                Chosen::encode(x + row * in_features, in_features, encoded, row);
-            });
-            team.for_each(m.num_panels(), [&](int64_t panel) {
-                multiply_panel<Chosen>(m, panel, encoded, rows, out, m.columns);
-            });
+        team.for_each(rows, [&](int64_t row, int) {
+            Chosen::encode(x + row * in_features, in_features, encoded, row);
+        });
+        team.for_each(m.num_panels(), [&](int64_t panel, int) {
+            multiply_panel<Chosen>(m, panel, encoded, rows, out, m.columns);
         });
     });
 }
@@ -170,7 +166,7 @@ static void multiply(Team &team, Workspace &workspace, const Matrix &m, const fl
 static void peak(Team &team, int64_t format, int64_t repeats) {
     with_format(format, [&](auto chosen) {
         using Chosen = decltype(chosen);
-        team.run([&](int) {
+        team.for_each(team.size(), [&](int64_t, int) {
             alignas(64) char numbers[4 * kPanelColumns] = {};
             char *volatile hidden = numbers;
             typename Chosen::Total total[kMaxRows][kTileVectors];

@@ -1,7 +1,7 @@
 """Packed matrices: weights in the order in which the kernels read them.
 
-    N outputs    K inputs    P panels of 64 outputs    E inputs in a group: 1 float32, 2 bfloat16,
-    4 int8
+N outputs    K inputs    P panels of 64 outputs    E inputs in a group: 1 float32, 2 bfloat16,
+4 int8
 """
 
 import ctypes

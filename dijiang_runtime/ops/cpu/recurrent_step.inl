@@ -76,14 +76,12 @@ static inline void step_head(const float *state, float *next, const float *query
 
 static void recurrent_step(Team &team, const RecurrentStep &s) {
     const int64_t head_size = s.key_dim * s.value_dim;
-    team.run([&](int) {
-        team.for_each(s.rows * s.heads, [&](int64_t head) {
-            const int64_t row = head / s.heads, h = head % s.heads;
-            step_head(s.states + (s.source[row] * s.heads + h) * head_size,
-                      s.states + (s.target[row] * s.heads + h) * head_size,
-                      s.q + head * s.group * s.key_dim, s.k + head * s.key_dim,
-                      s.v + head * s.value_dim, s.decay[row * s.decay_stride + h],
-                      s.out + head * s.group * s.value_dim, s.group, s.key_dim, s.value_dim);
-        });
+    team.for_each(s.rows * s.heads, [&](int64_t head, int) {
+        const int64_t row = head / s.heads, h = head % s.heads;
+        step_head(s.states + (s.source[row] * s.heads + h) * head_size,
+                  s.states + (s.target[row] * s.heads + h) * head_size,
+                  s.q + head * s.group * s.key_dim, s.k + head * s.key_dim,
+                  s.v + head * s.value_dim, s.decay[row * s.decay_stride + h],
+                  s.out + head * s.group * s.value_dim, s.group, s.key_dim, s.value_dim);
     });
 }

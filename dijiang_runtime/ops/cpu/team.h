@@ -1,7 +1,8 @@
-// A few threads that compute one step together and sleep between steps.
+// A few threads that share out the parts of a step, and sleep when there is none.
 //
 // Work is handed out by output, never by part of a sum, so results do not depend on the number of
-// threads or on who computed what.
+// threads or on who computed what. The caller waits for parts, not for threads: a helper that has
+// lost its core to another program delays nothing, unless it lost it in the middle of a part.
 #pragma once
 
 #include <atomic>
@@ -18,43 +19,42 @@ public:
 
     int size() const { return size_; }
 
-    // Let every thread run body(member), member = 0 ... size - 1, and wait for all of them.
-    template <class Body>
-    void run(Body body) {
-        std::lock_guard<std::mutex> one_at_a_time(running_);
-        if (size_ > 1) start([](void *b, int member) { (*static_cast<Body *>(b))(member); }, &body);
-        body(0);
-        barrier();
-    }
+    // For one caller at a time: hold this from the first for_each of a step to its last.
+    std::mutex &one_at_a_time() { return one_at_a_time_; }
 
-    // Inside run: share out f(0) ... f(count - 1), and wait until all are done.
+    // Share out f(i, member) for i = 0 ... count - 1, and return when all are done. `member` is
+    // below size(), and no two threads have the same.
     template <class Function>
     void for_each(int64_t count, Function f) {
-        if (size_ == 1) {
-            for (int64_t i = 0; i < count; ++i) f(i);
+        if (size_ == 1 || count <= 1) {
+            for (int64_t i = 0; i < count; ++i) f(i, 0);
             return;
         }
-        for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) f(i);
-        barrier();
+        share_out(count, [](void *g, int64_t i, int member) { (*static_cast<Function *>(g))(i, member); },
+                  &f);
     }
 
-    void barrier();
-
 private:
-    using Job = void (*)(void *, int);
+    using Part = void (*)(void *, int64_t, int);
 
-    void start(Job job, void *body);
-    void work(int member);
-    uint64_t wait_for_job(uint64_t last);
+    void share_out(int64_t count, Part part, void *function);
+    bool take_one(int member);
+    void help(int member);
+    void sleep();
 
     const int size_;
-    std::mutex running_;
-    Job job_ = nullptr;
-    void *body_ = nullptr;
-    alignas(64) std::atomic<int64_t> next_{0};
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<uint64_t> phase_{0};
-    alignas(64) std::atomic<uint64_t> num_jobs_{0};
+    std::mutex one_at_a_time_;
+
+    // The round's number in the upper half and the next part in the lower: a part is taken by a
+    // compare-and-swap of both, so a late helper never takes a part of a round that is over.
+    alignas(64) std::atomic<uint64_t> ticket_{0};
+    alignas(64) std::atomic<int64_t> num_done_{0};
+    // Written between rounds only. What a helper has read of them counts once it has its part.
+    alignas(64) std::atomic<uint64_t> count_{0};
+    std::atomic<Part> part_{nullptr};
+    std::atomic<void *> function_{nullptr};
+
+    alignas(64) std::atomic<int> num_asleep_{0};
     std::mutex sleeping_;
     std::condition_variable wake_;
 };

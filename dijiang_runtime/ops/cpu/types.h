@@ -72,6 +72,7 @@ struct Batch {
     const Segment *segments;
     float *states;
     int64_t layer_stride;  // Floats of one layer's states.
+    uint8_t *finite;       // [rows], set by the caller; cleared where a state or read-out is not.
 };
 
 // One token of decayed linear attention; see `recurrent_step.inl`.

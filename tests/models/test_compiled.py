@@ -1,0 +1,199 @@
+"""The compiled step against the torch decoder, on every processor that this one can stand for."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from dijiang_runtime.models.compiled import CompiledDecoder, prepare
+from dijiang_runtime.models.config import AttentionConfig, ModelConfig
+from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.packed import PackedLinear
+from dijiang_runtime.models.presets import attention_config
+from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
+from dijiang_runtime.ops.cpu.library import TARGET_VARIABLE, targets
+from dijiang_runtime.ops.cpu.packed import WeightFormat, unpack
+
+pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
+
+LENGTH = 150
+MODELS: dict[str, dict[str, object]] = {
+    "gpt_neox": {},
+    "official": {
+        "preset": "official",
+        "attention": AttentionConfig(num_features=16, num_groups=16),
+    },
+    "llama": {
+        "family": "llama",
+        "parallel_residual": False,
+        "norm": "rmsnorm",
+        "activation": "silu",
+        "gated_mlp": True,
+        "mlp_bias": False,
+        "qkv_bias": False,
+        "out_bias": False,
+        "num_kv_heads": 2,
+        "rotary_dim": 16,
+        "tie_word_embeddings": True,
+    },
+    "opt-350m": {
+        "family": "opt",
+        "parallel_residual": False,
+        "rotary_dim": 0,
+        "activation": "relu",
+        "learned_positions": True,
+        "query_scale": 0.25,
+        "norm_first": False,
+        "final_norm": False,
+        "embedding_dim": 32,
+    },
+    "odd-sizes": {
+        "vocab_size": 387,
+        "hidden_size": 66,
+        "intermediate_size": 131,
+        "num_heads": 3,
+        "num_kv_heads": 3,
+        "activation": "gelu_tanh",
+    },
+}
+# Of the logits, relative: half precision and int8 round what passes between the layers.
+TOLERANCE = {"float32": 3e-6, "bfloat16": 1e-2, "int8": 3e-2}
+
+
+def make_model(**changes: object) -> Decoder:
+    fields: dict[str, object] = {
+        "family": "gpt_neox",
+        "preset": "dijiang",
+        "vocab_size": 384,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 4,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "attention": attention_config("dijiang", 16),
+        "parallel_residual": True,
+        "rotary_dim": 4,
+        "eos_token_ids": (0,),
+    }
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(**{**fields, **changes}))  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval().requires_grad_(False)
+
+
+def unpacked(model: CompiledDecoder) -> Decoder:
+    """The float64 decoder whose weights are those that the packed matrices stand for."""
+    source = copy.deepcopy(model.model)
+    decoder = Decoder(model.config)
+    for name, module in source.named_modules():
+        if isinstance(module, PackedLinear):
+            target = decoder
+            *path, last = name.split(".")
+            for part in path:
+                target = getattr(target, part)
+            if hasattr(target, last):
+                getattr(target, last).weight.data = unpack(module.matrix)
+                if module.bias is not None:
+                    getattr(target, last).bias.data = module.bias[: module.out_features]
+    missing = source.state_dict()
+    state = {n: missing.get(n, t) for n, t in decoder.state_dict().items()}
+    for name, module in source.named_modules():
+        if isinstance(module, PackedLinear) and f"{name}.bias" in state:
+            state[f"{name}.bias"] = module.bias[: module.out_features]
+    decoder.load_state_dict(state)
+    return decoder.double().eval().requires_grad_(False)
+
+
+def run(model: CompiledDecoder, ids: Tensor, cuts: list[int]) -> tuple[Tensor, PooledRecurrence]:
+    """Logits of one sequence, its prompt cut in parts and the rest decoded token by token."""
+    spec = model.config.state
+    shape = (spec.num_layers, 6, spec.num_heads, spec.key_dim, spec.value_dim)
+    states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    source, target = 2, 3
+    states[:, source] = 0
+    none = torch.tensor([], dtype=torch.int64)
+    positions = torch.arange(len(ids))
+    logits = []
+    for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+        rows = slice(start, stop)
+        if stop - start == 1:
+            recurrence = PooledRecurrence(states, torch.tensor([source]), torch.tensor([target]))
+        else:
+            segment = PrefillSegment(0, stop - start, source, target)
+            recurrence = PooledRecurrence(states, none, none, [segment])
+        before = states.clone()
+        hidden = model.hidden(ids[rows], positions[rows].contiguous(), recurrence)
+        others = [row for row in range(6) if row != target]
+        assert torch.equal(states[:, others], before[:, others])
+        assert recurrence.finite_rows().all()
+        logits.append(model.logits(hidden))
+        source, target = target, source
+    return torch.cat(logits), recurrence
+
+
+@pytest.mark.parametrize("target", targets())
+@pytest.mark.parametrize("weight_format", TOLERANCE)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_step_computes_what_the_decoder_computes(
+    name: str, weight_format: WeightFormat, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    model = prepare(make_model(**MODELS[name]), weight_format)
+    assert isinstance(model, CompiledDecoder)
+    ids = torch.randint(380, (LENGTH,), generator=torch.Generator().manual_seed(1))
+
+    ours, _ = run(model, ids, [64, 140, *range(141, LENGTH)])
+
+    truth = unpacked(model)(ids[None])[0]
+    assert float((ours - truth).norm() / truth.norm()) < TOLERANCE[weight_format]
+
+
+@pytest.mark.parametrize("weight_format", TOLERANCE)
+def test_a_prompt_has_the_same_bits_however_it_is_cut_and_packed(
+    weight_format: WeightFormat,
+) -> None:
+    model = prepare(make_model(), weight_format)
+    assert isinstance(model, CompiledDecoder)
+    ids = torch.randint(380, (LENGTH,))
+    alone, _ = run(model, ids, [])
+    assert torch.equal(run(model, ids, [64, 128])[0], alone)
+
+    # Three prompts and two decodes in one pass.
+    spec = model.config.state
+    states = torch.zeros(spec.num_layers, 12, spec.num_heads, spec.key_dim, spec.value_dim)
+    lengths = (7, LENGTH, 64)
+    packed = torch.cat([torch.tensor([5, 6]), *(ids[:n] for n in lengths)])
+    positions = torch.cat([torch.tensor([9, 2]), *(torch.arange(n) for n in lengths)])
+    starts = (2, 9, 9 + LENGTH)
+    segments = [
+        PrefillSegment(start, n, 4 + 2 * i, 5 + 2 * i)
+        for i, (start, n) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    recurrence = PooledRecurrence(states, torch.tensor([0, 2]), torch.tensor([1, 3]), segments)
+    logits = model.logits(model.hidden(packed, positions, recurrence))
+
+    assert torch.equal(logits[9 : 9 + LENGTH], alone)
+    assert torch.equal(logits[9 + LENGTH :], alone[:64])
+
+
+def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
+    model = prepare(make_model(), "int8")
+    assert isinstance(model, CompiledDecoder)
+    spec = model.config.state
+    states = torch.zeros(spec.num_layers, 8, spec.num_heads, spec.key_dim, spec.value_dim)
+    states[1, 2, 3, 5, 0] = states[0, 4, 1, :, -1] = float("inf")
+    segments = [PrefillSegment(1, 3, 2, 3), PrefillSegment(4, 2, 6, 7)]
+    recurrence = PooledRecurrence(states, torch.tensor([4]), torch.tensor([5]), segments)
+
+    model.hidden(torch.arange(6), torch.arange(6), recurrence)
+
+    finite = recurrence.finite_rows().tolist()
+    assert not finite[0] and not finite[1]
+    assert finite[4:] == [True, True]
