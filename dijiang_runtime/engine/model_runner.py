@@ -156,7 +156,7 @@ class ModelRunner:
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, V] of unrelated rows [n, D]."""
         if not self._needs_tiles:
-            return self._model.logits(hidden)
+            return self._model.logits(hidden, None)
         tiles = row_tiles(len(hidden))
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, sum(tiles) - len(hidden)))
         return self._model.logits(padded, tiles)[: len(hidden)]

@@ -22,7 +22,7 @@ def decoder_of(model: ServingModel) -> Decoder:
     return model.model if isinstance(model, CompiledDecoder) else model
 
 
-AUTO_FORMAT: WeightFormat = "int8"
+AUTO_FORMAT: WeightFormat = "float32"
 """The fastest whose loss on held-out text is within 0.5 % of float32's (docs/performance.md)."""
 
 
