@@ -23,7 +23,7 @@ def decoder_of(model: ServingModel) -> Decoder:
 
 
 AUTO_FORMAT: WeightFormat = "float32"
-"""The fastest whose loss on held-out text is within 0.5 % of float32's (docs/performance.md)."""
+"""What `auto` means: the others' loss on held-out text is yet to be measured."""
 
 
 def load_for_serving(
