@@ -24,6 +24,7 @@ class FaultyModel:
 
     def __init__(self, model: Any, fault: str) -> None:
         self._model = model
+        self.config = model.config
         self._fault = fault
         self.num_faults = 0
 
@@ -183,6 +184,7 @@ def test_a_state_that_no_output_shows_fails_in_the_step_that_makes_it(
     model = engine._runner._model  # type: ignore[attr-defined]
 
     class Model:
+        config = model.config
         logits = staticmethod(model.logits)
 
         @staticmethod
