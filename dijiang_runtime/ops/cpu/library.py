@@ -3,12 +3,15 @@
 import ctypes
 import functools
 import importlib.machinery
+import logging
 import os
 from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 _LIBRARY_NAME = "_kernels"
 
@@ -89,7 +92,10 @@ def library() -> ctypes.CDLL | None:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(_LIBRARY_NAME + suffix)
         if path.is_file():
-            return _declare(ctypes.CDLL(str(path)))
+            try:
+                return _declare(ctypes.CDLL(str(path)))
+            except AttributeError:
+                logger.warning("%s was built from other sources: install again", path.name)
     return None
 
 
