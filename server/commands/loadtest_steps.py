@@ -3,16 +3,17 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from server.commands.common import fail
+from server.commands.loadtest_options import LoadFlags, OutputFlags, RequestFlags, WorkloadFlags
 
 if TYPE_CHECKING:
     from clients.loadtest.options import LoadOptions, ServerOptions
+    from clients.loadtest.sender import Endpoint
 
 
-def load_options(given: dict[str, Any]) -> "LoadOptions":
+def load_options(load: LoadFlags, workload: WorkloadFlags, request: RequestFlags) -> "LoadOptions":
     """The options as the load tester wants them.
 
     Raises:
@@ -23,43 +24,46 @@ def load_options(given: dict[str, Any]) -> "LoadOptions":
     from clients.loadtest.targets import parse_target
     from clients.loadtest.workloads import WorkloadOptions, workload_options
 
-    if given["rate"] and given["concurrency"]:
+    if load.rate and load.concurrency:
         raise OptionError("--rate makes an open loop and --concurrency a closed one: choose one.")
     loads = (
-        parse_loads("rate", given["rate"])
-        if given["rate"]
-        else parse_loads("concurrency", given["concurrency"] or "8")
+        parse_loads("rate", load.rate)
+        if load.rate
+        else parse_loads("concurrency", load.concurrency or "8")
     )
     names = [field.name for field in dataclasses.fields(WorkloadOptions)]
     return LoadOptions(
         loads=loads,
-        arrivals=given["arrivals"],
-        workload=workload_options(given["workload"], **{name: given[name] for name in names}),
-        text=given["text"],
-        endpoint=given["endpoint"],
-        warmup_seconds=given["warmup"],
-        duration_seconds=given["duration"],
-        num_requests=given["num_requests"],
-        max_concurrency=given["max_concurrency"],
-        timeout_seconds=given["timeout"],
-        seed=given["seed"],
-        targets=tuple(parse_target(target) for target in given["slo"] or ()),
-        extra=extra_body(given),
+        arrivals=load.arrivals,
+        workload=workload_options(
+            workload.workload, **{name: getattr(workload, name) for name in names}
+        ),
+        text=workload.text,
+        endpoint=cast("Endpoint", request.endpoint),
+        warmup_seconds=load.warmup,
+        duration_seconds=load.duration,
+        num_requests=load.num_requests,
+        max_concurrency=load.max_concurrency,
+        timeout_seconds=load.timeout,
+        seed=workload.seed,
+        targets=tuple(parse_target(target) for target in load.slo),
+        extra=extra_body(request),
     )
 
 
-def extra_body(given: dict[str, Any]) -> dict[str, Any]:
+def extra_body(request: RequestFlags) -> dict[str, Any]:
+    """The fields that every request has."""
     from clients.loadtest.errors import OptionError
 
     try:
-        extra = json.loads(given["body"])
+        extra = json.loads(request.body)
     except ValueError as exc:
         raise OptionError(f"--body is not JSON: {exc}.") from exc
     if not isinstance(extra, dict):
         raise OptionError("--body is not a JSON object.")
-    if given["temperature"] is not None:
-        extra.setdefault("temperature", given["temperature"])
-    if given["ignore_eos"]:
+    if request.temperature is not None:
+        extra.setdefault("temperature", request.temperature)
+    if request.ignore_eos:
         extra.setdefault("ignore_eos", True)
     return extra
 
@@ -101,34 +105,34 @@ def loop_factory() -> Callable[[], Any] | None:
     return uvloop.new_event_loop
 
 
-def save(
-    report: dict[str, Any], json_file: Path | None, plots: Path | None, html_file: Path | None
-) -> None:
+def save(report: dict[str, Any], output: OutputFlags) -> None:
     """Write what was asked for."""
     from clients.loadtest.errors import LoadTestError
     from clients.loadtest.report import write_report
 
     try:
-        if json_file is not None:
-            write_report(report, json_file)
-        if plots is not None:
+        if output.json_file is not None:
+            write_report(report, output.json_file)
+        if output.plots is not None:
             from clients.loadtest.plots import write_plots
 
-            write_plots(report, plots)
-        if html_file is not None:
+            write_plots(report, output.plots)
+        if output.html_file is not None:
             from clients.loadtest.html import write_page
 
-            write_page(report, html_file)
+            write_page(report, output.html_file)
     except (OSError, LoadTestError) as exc:
         fail(exc)
 
 
-def check_outputs(json_file: Path | None, plots: Path | None, html_file: Path | None) -> None:
+def check_outputs(output: OutputFlags) -> None:
     """Fail before the load test rather than after it if what it finds out cannot be written."""
     from importlib.util import find_spec
 
-    for file in (json_file, html_file):
+    for file in (output.json_file, output.html_file):
         if file is not None and not file.parent.is_dir():
             fail(f"there is no folder {file.parent}.", exit_code=2)
-    if (plots is not None or html_file is not None) and find_spec("matplotlib") is None:
+    if (output.plots is not None or output.html_file is not None) and find_spec(
+        "matplotlib"
+    ) is None:
         fail("--plots and --html need matplotlib: pip install 'dijiang-serving[plots]'.")

@@ -5,28 +5,35 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
 
+T = TypeVar("T", bound=msgspec.Struct)
+
 
 def with_config_flags(*config_types: type[msgspec.Struct]) -> Callable[..., Any]:
-    """Decorate `command(model, *, flags)` so that Typer shows the fields of these structs as flags.
+    """Decorate `command(..., *, flags)` so that Typer shows the fields of these structs as flags.
 
-    `flags` maps field names to values; None means that the flag was not given. The positional
-    `model` argument stays as it is declared.
+    `flags` maps field names to values; None means that the flag was not given. The other
+    parameters of the command, such as a positional `model`, stay as they are declared.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        def run(model: Any, **flags: Any) -> None:
-            # An option that may be repeated and was not given may come as an empty list.
-            given = {name: None if value == [] else value for name, value in flags.items()}
-            command(model, flags=given)
-
-        parameters = [inspect.signature(command).parameters["model"]]
+        parameters = [
+            p for p in inspect.signature(command).parameters.values() if p.name != "flags"
+        ]
+        own = {parameter.name for parameter in parameters}
         for config_type in config_types:
-            parameters += config_parameters(config_type)
+            parameters += [p for p in config_parameters(config_type) if p.name not in own]
+
+        def run(**values: Any) -> None:
+            kept = {name: values.pop(name) for name in own}
+            # An option that may be repeated and was not given may come as an empty list.
+            given = {name: None if value == [] else value for name, value in values.items()}
+            command(**kept, flags=given)
+
         run.__doc__ = command.__doc__
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -35,18 +42,32 @@ def with_config_flags(*config_types: type[msgspec.Struct]) -> Callable[..., Any]
     return decorate
 
 
+def given_options(kind: type[T], flags: dict[str, Any]) -> T:
+    """The options of this kind among the flags; what was not given keeps its default."""
+    names = (field.name for field in msgspec.structs.fields(kind))
+    given = {name: flags[name] for name in names if flags.get(name) is not None}
+    return msgspec.convert(given, kind)
+
+
 def config_parameters(config_type: type[msgspec.Struct]) -> Iterator[inspect.Parameter]:
-    """A keyword parameter, as Typer reads them, for every field that an operator may set."""
+    """A keyword parameter, as Typer reads them, for every field that an operator may set.
+
+    `Meta(extra=...)` of a field may hold `flags` (its names, where `--field-name` is not the one,
+    or where a switch has no `--no-` form), a `metavar` and an `envvar`.
+    """
     for field in msgspec.structs.fields(config_type):
         base, metas = _unwrap(field.type)
         description = _first(metas, "description")
         # A field without a description is no option: it is resolved, not given.
-        if field.name == "model" or description is None:
+        if description is None:
             continue
+        extra = _first(metas, "extra") or {}
         option = typer.Option(
+            *extra.get("flags", ()),
             help=description + _shown_default(field.default),
             show_default=False,
-            metavar=_METAVARS.get(base),
+            metavar=extra.get("metavar") or _METAVARS.get(base),
+            envvar=extra.get("envvar"),
             min=_first(metas, "ge"),
             max=_first(metas, "le"),
         )

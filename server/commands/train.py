@@ -1,15 +1,12 @@
 """`dijiang train`."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from dijiang_runtime.conversion.options import LoopOptions, TrainOptions
-from server.commands.options import with_config_flags
-
-T = TypeVar("T", bound=msgspec.Struct)
+from server.commands.options import given_options, with_config_flags
 
 
 @with_config_flags(TrainOptions, LoopOptions)
@@ -34,7 +31,9 @@ def train(
 
         accelerate launch --num_processes 4 --no_python dijiang train pythia-dijiang ...
     """
-    options = _given(TrainOptions, {**flags, "model": model, "loop": _given(LoopOptions, flags)})
+    options = given_options(
+        TrainOptions, {**flags, "model": model, "loop": given_options(LoopOptions, flags)}
+    )
 
     from dijiang_runtime.conversion.train import train as run_training
     from server.commands.progress import TrainDisplay
@@ -42,10 +41,3 @@ def train(
     with TrainDisplay() as display:
         run_training(options, display.show)
     typer.echo(f"The trained model is in {options.out}.", err=True)
-
-
-def _given(kind: type[T], flags: dict[str, Any]) -> T:
-    """The options of this kind among the flags; what was not given keeps its default."""
-    names = (field.name for field in msgspec.structs.fields(kind))
-    given = {name: flags[name] for name in names if flags.get(name) is not None}
-    return msgspec.convert(given, kind)
