@@ -28,6 +28,13 @@ def fail(message: object, *, exit_code: int = 1) -> NoReturn:
     raise typer.Exit(exit_code)
 
 
+def leave_closed_pipe() -> NoReturn:
+    """Leave because nobody reads standard output any more, with the status that SIGPIPE leaves."""
+    # What is still buffered goes nowhere, instead of failing when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise typer.Exit(141)
+
+
 def log_plainly() -> None:
     """Show warnings of an engine in this process as single lines, like our own errors."""
 

@@ -8,54 +8,77 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+import msgspec
+from msgspec import Meta
 
-from server.commands.common import ModelArgument, fail, log_plainly, model_folder
+from dijiang_runtime.config import EngineConfig
+from server.commands.common import (
+    ModelArgument,
+    fail,
+    leave_closed_pipe,
+    log_plainly,
+    model_folder,
+)
+from server.commands.options import given_options, with_config_flags
 from server.config import merge_options
 
 if TYPE_CHECKING:
-    from dijiang_runtime.config import EngineConfig
     from dijiang_runtime.engine.engine import Engine
     from dijiang_runtime.request import RequestOutput, SamplingParams
 
 
-def generate(
-    model: ModelArgument = None,
+class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for, besides how to sample it."""
+
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="Text to continue. - reads standard input.")
-    ] = "-",
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Answers, made side by side.")] = 1,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 chooses the most likely token.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from the likeliest tokens of this total.")
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample from this many likeliest tokens.")
-    ] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Drop tokens below this share of the likeliest's.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Above 1, tokens seen before become less likely.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Answer i uses seed + i. Default: random.")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends an answer. Repeatable.")
-    ] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on to --max-tokens whatever comes.")
-    ] = False,
+        str,
+        Meta(
+            description="Text to continue. - reads standard input.",
+            extra={"flags": ("--prompt", "-p")},
+        ),
+    ] = "-"
+    n: Annotated[
+        int,
+        Meta(ge=1, description="Answers, made side by side.", extra={"flags": ("--n", "-n")}),
+    ] = 1
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object at the end.")
-    ] = False,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32 or bfloat16.")] = None,
-) -> None:
+        bool,
+        Meta(description="Print one JSON object at the end.", extra={"flags": ("--json",)}),
+    ] = False
+    device: Annotated[str | None, Meta(description="auto, cpu or cuda.")] = None
+    dtype: Annotated[str | None, Meta(description="auto, float32 or bfloat16.")] = None
+
+
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to sample. `SamplingParams` checks the values; None leaves them to the model."""
+
+    max_tokens: Annotated[int, Meta(description="Longest answer, in tokens.")] = 256
+    temperature: Annotated[float | None, Meta(description="0 chooses the most likely token.")] = (
+        None
+    )
+    top_p: Annotated[
+        float | None, Meta(description="Sample from the likeliest tokens of this total.")
+    ] = None
+    top_k: Annotated[int | None, Meta(description="Sample from this many likeliest tokens.")] = None
+    min_p: Annotated[
+        float | None, Meta(description="Drop tokens below this share of the likeliest's.")
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, Meta(description="Above 1, tokens seen before become less likely.")
+    ] = None
+    seed: Annotated[int | None, Meta(description="Answer i uses seed + i. Default: random.")] = None
+    stop: Annotated[tuple[str, ...], Meta(description="Text that ends an answer. Repeatable.")] = ()
+    ignore_eos: Annotated[
+        bool,
+        Meta(
+            description="Go on to --max-tokens whatever comes.",
+            extra={"flags": ("--ignore-eos",)},
+        ),
+    ] = False
+
+
+@with_config_flags(GenerateOptions, SamplingOptions)
+def generate(model: ModelArgument = None, *, flags: dict[str, Any]) -> None:
     """Continue a text offline, streaming to the terminal. Needs no server.
 
     Sampling parameters that are not given come from the model's generation_config.json.
@@ -68,46 +91,44 @@ def generate(
 
         cat prompt.txt | dijiang generate ./model --prompt - --json
     """
-    import msgspec
-
-    from dijiang_runtime.config import EngineConfig
-    from dijiang_runtime.request import SamplingParams
-    from server.served_model import load_defaults
-
     log_plainly()
     folder = model_folder(model)
-    text = sys.stdin.read() if prompt == "-" else prompt
-    given = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    defaults = msgspec.structs.asdict(load_defaults(folder))
-    sampling = SamplingParams(
-        **{**defaults, **{name: value for name, value in given.items() if value is not None}},
-        max_tokens=max_tokens,
-        stop=tuple(stop or ()),
-        seed=seed,
-        ignore_eos=ignore_eos,
-    )
-    flags = {"model": folder, "max_slots": n, "device": device, "dtype": dtype}
-    engine = load_engine(merge_options(EngineConfig, flags, os.environ))
-    outputs = run(engine, text, sampling, n)
-    if as_json:
-        answers = collect(outputs, n)
-        print(json.dumps(to_json(folder, text, answers), ensure_ascii=False, indent=2))
-    else:
-        answers = collect(show(outputs, n), n)
-        if sys.stderr.isatty():
-            print(summary(answers), file=sys.stderr)
+    options = given_options(GenerateOptions, flags)
+    text = sys.stdin.read() if options.prompt == "-" else options.prompt
+    sampling = sampling_params(folder, given_options(SamplingOptions, flags))
+    engine = load_engine(engine_config(folder, options))
+    outputs = run(engine, text, sampling, options.n)
+    try:
+        answers = collect(outputs if options.as_json else show(outputs, options.n), options.n)
+        if options.as_json:
+            print(json.dumps(to_json(folder, text, answers), ensure_ascii=False, indent=2))
+    except BrokenPipeError:
+        leave_closed_pipe()
+    if not options.as_json and sys.stderr.isatty():
+        print(summary(answers), file=sys.stderr)
     for answer in answers:
         if answer.error is not None:
             fail(f"answer {answer.request_id} failed: {answer.error.message}")
 
 
-def load_engine(config: "EngineConfig") -> "Engine":
+def sampling_params(folder: Path, options: SamplingOptions) -> "SamplingParams":
+    """The sampling parameters given, and the model's defaults for the others."""
+    from dijiang_runtime.request import SamplingParams
+    from server.served_model import load_defaults
+
+    given = {k: v for k, v in msgspec.structs.asdict(options).items() if v is not None}
+    return SamplingParams(**{**msgspec.structs.asdict(load_defaults(folder)), **given})
+
+
+def engine_config(folder: Path, options: GenerateOptions) -> EngineConfig:
+    """An engine with a slot for each answer."""
+    flags = {"device": options.device, "dtype": options.dtype}
+    return merge_options(
+        EngineConfig, {"model": folder, "max_slots": options.n, **flags}, os.environ
+    )
+
+
+def load_engine(config: EngineConfig) -> "Engine":
     """Load a model, showing that something happens where someone watches."""
     from rich.console import Console
 
@@ -121,8 +142,6 @@ def run(
     engine: "Engine", prompt: str, sampling: "SamplingParams", n: int
 ) -> Iterator["RequestOutput"]:
     """Yield what is new for any of `n` answers, step by step. Request ids are their numbers."""
-    import msgspec
-
     from dijiang_runtime.request import Request
 
     prompt_token_ids = tuple(engine.tokenizer.encode(prompt))
