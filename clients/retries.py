@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass
 
-from clients.errors import (
-    ClientError,
-    RateLimitError,
-    ServerUnreachableError,
-    ServiceUnavailableError,
-)
+from clients.errors import APIError, ClientError, ServerUnreachableError
+
+RETRIED_STATUSES = frozenset({408, 429, 502, 503, 504})
+"""What a server or a gateway before it says when it is busy, away or late. Not 500: what made a
+server fail once would, as a rule, make it fail again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
     """Retries with exponential back-off and jitter.
 
-    Sent again is what the server refused with 429 or 503, and what failed before a byte of the
-    answer came: nothing of it can have been seen. What failed later never is.
+    Sent again is what was refused with one of `RETRIED_STATUSES`, and what failed before a byte of
+    the answer came: nothing of it can have been seen, and no request changes anything on the
+    server. What failed later never is.
 
     Args:
         max_retries: Attempts after the first; 0 turns retries off.
@@ -51,4 +51,6 @@ DEFAULT_RETRIES = Retries()
 
 
 def is_worth_a_retry(error: ClientError) -> bool:
-    return isinstance(error, RateLimitError | ServiceUnavailableError | ServerUnreachableError)
+    if isinstance(error, APIError):
+        return error.status_code in RETRIED_STATUSES
+    return isinstance(error, ServerUnreachableError)

@@ -148,7 +148,10 @@ def test_an_error_without_an_openai_body_still_says_its_status(
     fake_server: Any, body: bytes
 ) -> None:
     fake_server.refusal = (502, body)
-    with Client(fake_server.url) as client, pytest.raises(ServerError) as caught:
+    with (
+        Client(fake_server.url, retries=NO_RETRIES) as client,
+        pytest.raises(ServerError) as caught,
+    ):
         client.models()
     assert caught.value.status_code == 502
     assert str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 from clients.async_client import AsyncClient
 from clients.client import Client
 from clients.errors import (
+    APIError,
     ClientError,
     ConnectionLostError,
     RateLimitError,
@@ -50,7 +51,7 @@ both = pytest.mark.parametrize("kind", ["sync", "async"])
 
 
 @both
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_a_refusal_is_tried_again_until_there_is_room(
     fake_server: Any, kind: str, status: int
 ) -> None:
@@ -68,7 +69,7 @@ def test_the_last_refusal_is_raised(fake_server: Any, kind: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("status", [400, 401, 404, 500, 502, 504])
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 500, 501])
 def test_other_refusals_are_not_tried_again(fake_server: Any, kind: str, status: int) -> None:
     fake_server.refusal = (status, BUSY)
     with pytest.raises(ClientError):
@@ -117,7 +118,11 @@ def test_what_the_server_asks_for_is_the_least() -> None:
         (ServerUnreachableError("gone"), True),
         (RateLimitError("no", status_code=429), True),
         (ServiceUnavailableError("no", status_code=503), True),
+        (ServerError("no", status_code=502), True),
+        (ServerError("no", status_code=504), True),
+        (APIError("no", status_code=408), True),
         (ServerError("no", status_code=500), False),
+        (APIError("no", status_code=409), False),
         (ConnectionLostError("cut"), False),
         (RequestTimeoutError("total", 1.0), False),
     ],
