@@ -1,9 +1,17 @@
 """Writing a model's text to a terminal."""
 
+import contextlib
 import shutil
+import sys
 import textwrap
 import unicodedata
+from collections.abc import Iterator
 from typing import TextIO
+
+try:
+    import termios
+except ImportError:  # Windows
+    termios = None  # type: ignore[assignment]
 
 
 def printable(text: str) -> str:
@@ -19,6 +27,27 @@ def wrapped(text: str) -> str:
         for line in text.split("\n")
     )
     return "\n".join(line for group in lines for line in group)
+
+
+@contextlib.contextmanager
+def without_echo() -> Iterator[None]:
+    """Have the terminal not show what is typed while something is being drawn in it.
+
+    Even the `^C` of Ctrl-C, after a line that fills the screen's width, would move the cursor to
+    another line than the one from which the drawing is to be erased.
+    """
+    if termios is None or not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, before)
 
 
 class Screen:

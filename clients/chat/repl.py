@@ -11,7 +11,7 @@ from clients.chat.conversation import Conversation
 from clients.chat.figures import Timing
 from clients.chat.prompt import Reader
 from clients.errors import ClientError, ServerUnreachableError, StreamError
-from clients.terminal import Screen
+from clients.terminal import Screen, without_echo
 
 
 class View(Protocol):
@@ -76,7 +76,12 @@ class Chat:
         view = self._new_view()
         try:
             pieces = self.conversation.ask(question, timing, again=again)
-            with contextlib.closing(view), prompt_interrupts(), contextlib.closing(pieces):
+            with (
+                without_echo(),
+                contextlib.closing(view),
+                prompt_interrupts(),
+                contextlib.closing(pieces),
+            ):
                 for piece in pieces:
                     view.write(piece)
         except KeyboardInterrupt:
@@ -103,13 +108,21 @@ def explain(error: ClientError) -> str:
 
 
 def answer_once(conversation: Conversation, message: str, out: TextIO) -> None:
-    """Print the answer to one message and nothing else."""
+    """Print the answer to one message and nothing else.
+
+    Raises:
+        BrokenPipeError: whoever read it has left. The answer is stopped, as it is by Ctrl-C.
+    """
     screen = Screen(out)
+    pieces = conversation.ask(message, Timing())
     try:
-        for piece in conversation.ask(message, Timing()):
-            screen.write(piece)
-    finally:
+        with prompt_interrupts(), contextlib.closing(pieces):
+            for piece in pieces:
+                screen.write(piece)
+    except (ClientError, KeyboardInterrupt):
         screen.end_line()
+        raise
+    screen.end_line()
 
 
 @contextlib.contextmanager

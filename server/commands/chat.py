@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from server.commands.common import fail
+from server.commands.common import fail, leave_closed_pipe
 
 if TYPE_CHECKING:
     from clients.chat.conversation import Conversation
@@ -88,6 +88,8 @@ def chat(
         fail(exc)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    except BrokenPipeError:
+        leave_closed_pipe()
 
 
 def converse(conversation: "Conversation", *, plain: bool, keeps_history: bool) -> None:
