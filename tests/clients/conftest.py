@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.terminal import Terminal
+from tests.e2e.server_process import ServerProcess
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -126,6 +127,14 @@ def fake_server() -> Iterator[FakeServer]:
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def server_url(endless_model: Path) -> Iterator[str]:
+    """The address of a real server, whose answers are all as long as was asked for."""
+    flags = ("--served-model-name", "tiny", "--max-slots", "4")
+    with ServerProcess(endless_model, *flags) as process:
+        yield process.wait_ready()
 
 
 @pytest.fixture

@@ -105,7 +105,8 @@ class FaultyProxy:
         index = 0 if self._forever else self.num_connections
         self.num_connections += 1
         fault = self._faults[index] if index < len(self._faults) else Fault()
-        with contextlib.suppress(OSError):
+        # Cancelled is what `_close` does to a connection that stalls.
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._server)
             ends = [
                 asyncio.create_task(self._pass_requests(reader, upstream_writer)),
@@ -115,11 +116,12 @@ class FaultyProxy:
                 # When one side is gone, so is the other: a server must notice who has left.
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                # First, because `_close` may cancel this task again while it waits for the ends.
+                upstream_writer.close()
+                writer.close()
                 for end in ends:
                     end.cancel()
                 await asyncio.gather(*ends, return_exceptions=True)
-                upstream_writer.close()
-                writer.close()
 
     async def _pass_requests(
         self, reader: asyncio.StreamReader, server: asyncio.StreamWriter

@@ -2,8 +2,6 @@
 
 import asyncio
 import inspect
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,26 +10,19 @@ import pytest
 from clients.async_client import AsyncClient
 from clients.client import Client
 from clients.messages import Delta, Message
-from tests.e2e.server_process import ServerProcess, wait_for
+from tests.e2e.server_process import wait_for
 
 TALK = [Message("user", "the quick")]
 
 
-@pytest.fixture(scope="module")
-def url(endless_model: Path) -> Iterator[str]:
-    flags = ("--served-model-name", "tiny", "--max-slots", "4")
-    with ServerProcess(endless_model, *flags) as process:
-        yield process.wait_ready()
-
-
-def call(kind: str, url: str, method: str, *args: Any, **options: Any) -> Any:
+def call(kind: str, server_url: str, method: str, *args: Any, **options: Any) -> Any:
     async def call_async() -> Any:
-        async with AsyncClient(url) as client:
+        async with AsyncClient(server_url) as client:
             return await getattr(client, method)(*args, **options)
 
     if kind == "async":
         return asyncio.run(call_async())
-    with Client(url) as client:
+    with Client(server_url) as client:
         return getattr(client, method)(*args, **options)
 
 
@@ -52,50 +43,53 @@ def test_the_two_have_the_same_methods() -> None:
 
 
 @both
-def test_texts_become_tokens_and_tokens_texts(url: str, kind: str) -> None:
-    tokens = call(kind, url, "tokenize", "the quick brown fox")
+def test_texts_become_tokens_and_tokens_texts(server_url: str, kind: str) -> None:
+    tokens = call(kind, server_url, "tokenize", "the quick brown fox")
     assert len(tokens.ids) > 3 and tokens.max_model_len is not None
-    assert call(kind, url, "detokenize", tokens.ids) == "the quick brown fox"
-    assert call(kind, url, "tokenize", TALK).ids == call(kind, url, "tokenize", "the quick").ids
+    assert call(kind, server_url, "detokenize", tokens.ids) == "the quick brown fox"
+    assert (
+        call(kind, server_url, "tokenize", TALK).ids
+        == call(kind, server_url, "tokenize", "the quick").ids
+    )
 
 
 @both
-def test_texts_become_vectors(url: str, kind: str) -> None:
-    one, other, same = call(kind, url, "embed", ["the dog", "a fox", "the dog"])
+def test_texts_become_vectors(server_url: str, kind: str) -> None:
+    one, other, same = call(kind, server_url, "embed", ["the dog", "a fox", "the dog"])
     assert one == same != other and len(one) == len(other) > 8
 
 
 @both
-def test_the_server_tells_of_itself(url: str, kind: str) -> None:
-    [model] = call(kind, url, "models")
-    assert (model.id, call(kind, url, "model_name")) == ("tiny", "tiny")
-    assert model.max_model_len == call(kind, url, "tokenize", "x").max_model_len
-    assert call(kind, url, "metrics")["dijiang_state_slots"] == 4
+def test_the_server_tells_of_itself(server_url: str, kind: str) -> None:
+    [model] = call(kind, server_url, "models")
+    assert (model.id, call(kind, server_url, "model_name")) == ("tiny", "tiny")
+    assert model.max_model_len == call(kind, server_url, "tokenize", "x").max_model_len
+    assert call(kind, server_url, "metrics")["dijiang_state_slots"] == 4
 
 
 @both
-def test_an_answer_is_the_same_in_one_piece_and_in_many(url: str, kind: str) -> None:
-    whole = call(kind, url, "chat", TALK, max_tokens=30, seed=5)
+def test_an_answer_is_the_same_in_one_piece_and_in_many(server_url: str, kind: str) -> None:
+    whole = call(kind, server_url, "chat", TALK, max_tokens=30, seed=5)
     assert whole.choices[0].finish_reason == "length"
     assert whole.usage.completion_tokens == 30
 
     async def stream() -> list[Delta]:
-        async with AsyncClient(url) as client:
+        async with AsyncClient(server_url) as client:
             stream = await client.stream_chat(TALK, max_tokens=30, seed=5)
             return [delta async for delta in stream]
 
-    with Client(url) as client:
+    with Client(server_url) as client:
         sync_deltas = list(client.stream_chat(TALK, max_tokens=30, seed=5))
     deltas = asyncio.run(stream()) if kind == "async" else sync_deltas
     assert "".join(delta.text for delta in deltas) == whole.text
     assert deltas[-1].usage == whole.usage
 
 
-async def test_cancelling_the_task_that_reads_stops_the_server(url: str) -> None:
+async def test_cancelling_the_task_that_reads_stops_the_server(server_url: str) -> None:
     has_begun = asyncio.Event()
 
     async def read() -> None:
-        async with AsyncClient(url) as client:
+        async with AsyncClient(server_url) as client:
             async with await client.stream_chat(TALK, max_tokens=200_000) as stream:
                 async for _ in stream:
                     has_begun.set()
@@ -105,11 +99,11 @@ async def test_cancelling_the_task_that_reads_stops_the_server(url: str) -> None
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    with httpx.Client(base_url=url) as http:
+    with httpx.Client(base_url=server_url) as http:
         wait_for(http, "dijiang_num_requests_running", 0)
 
 
-def test_an_open_connection_is_used_again(url: str) -> None:
+def test_an_open_connection_is_used_again(server_url: str) -> None:
     class Counting(httpx.HTTPTransport):
         sockets: set[Any] = set()
 
@@ -120,7 +114,7 @@ def test_an_open_connection_is_used_again(url: str) -> None:
             return response
 
     transport = Counting()
-    with Client(url, transport=transport) as client:
+    with Client(server_url, transport=transport) as client:
         for _ in range(3):
             list(client.stream_chat(TALK, max_tokens=5))
     assert len(transport.sockets) == 1
