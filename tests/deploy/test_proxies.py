@@ -55,7 +55,7 @@ def start_replica(model: Path, name: str, *flags: str) -> ServerProcess:
 @pytest.fixture
 def slow_model(make_tiny_model: Callable[..., Path]) -> Path:
     """A model whose tokens are some milliseconds apart."""
-    return make_tiny_model(num_layers=24)
+    return make_tiny_model(num_layers=200)
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ async def test_the_first_token_is_late_by_less_than_20_ms_and_tokens_are_not_glu
 
     url = "/v1/completions"
     with ExitStack() as stack:
-        replicas = start_replicas(stack, slow_model)
+        replicas = start_replicas(stack, slow_model, "--max-slots", "4")
         async with behind(kind, replicas, tmp_path) as client:
             direct_url = replicas[await ask(client, "s0")].wait_ready()
             async with httpx.AsyncClient(base_url=direct_url, timeout=60) as direct:
