@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 import llguidance
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.request import Grammar, GrammarKind
+from dijiang_runtime.request import JSON_WHITE_SPACE, Grammar, GrammarKind
 from dijiang_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-# A place for white space takes one space, or a new line and its indentation: enough for compact and
-# for indented JSON, and no model can go on with it for ever.
 _JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_flexible": True,
-    "whitespace_pattern": r" |\n[ ]{0,16}",
+    "whitespace_pattern": JSON_WHITE_SPACE,
     "coerce_one_of": False,
     "lenient": False,
 }

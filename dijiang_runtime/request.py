@@ -21,6 +21,11 @@ MAX_BAD_WORDS = 128
 """Each spelling of a word counts."""
 
 
+JSON_WHITE_SPACE = r" |\n[ ]{0,16}"
+"""What may stand where JSON allows white space, in answers that a schema holds: enough for compact
+and for indented JSON, and no model can go on with it for ever."""
+
+
 class FinishReason(StrEnum):
     """Why a sequence ended. `ABORT` and `ERROR` never reach an OpenAI response body."""
 
@@ -80,6 +85,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop_str_in_output: bool = False
+    shown_token_ids: tuple[int, ...] = ()
+    """Special tokens whose spelling is part of the text; the others have none."""
     ignore_eos: bool = False
     logprobs: int = NO_LOGPROBS
     """How many alternatives to report for each output token beside the chosen one."""
@@ -145,6 +152,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 "stop_token_ids",
                 f"token ids below {vocab_size}, not {token_id}",
             )
+        for token_id in self.shown_token_ids:
+            check(0 <= token_id < vocab_size, "shown_token_ids", f"token ids below {vocab_size}")
         for name in ("logprobs", "prompt_logprobs"):
             check(
                 NO_LOGPROBS <= getattr(self, name) <= max_logprobs,

@@ -68,7 +68,9 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
         route.path for router in routers for route in router.routes if isinstance(route, Route)
     ]
 
-    model = ServedModel.load(config.model, config.model_names)
+    model = ServedModel.load(
+        config.model, config.model_names, tool_call_parser=config.tool_call_parser
+    )
     context = ServerContext(
         config=config,
         engine=engine,

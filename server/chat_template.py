@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dijiang_runtime.errors import InvalidRequestError, ModelLoadError
 from dijiang_runtime.tokenizer import Tokenizer
+from server.errors import UnsupportedParameterError
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 # For a model that was only taught to continue text. What the assistant wrote follows directly on
 # what came before it, because that is what the model continued; everybody else begins a new
@@ -56,6 +57,7 @@ class PromptOptions:
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,12 +72,14 @@ class ChatTemplate:
         """
         source = tokenizer.chat_template
         self.is_default = source is None
+        self.source = source or DEFAULT_TEMPLATE
         self._tokenizer = tokenizer
         # The default template means no special token at all, so none has to be told apart.
         self._special = None if source is None else _special_pattern(tokenizer.special_tokens)
         self._knows_developer = source is not None and "developer" in source
         try:
-            self._template = _compile(source if source is not None else DEFAULT_TEMPLATE)
+            self._template = _compile(self.source)
+            self.knows_tools = "tools" in _variables(self.source)
         except TemplateSyntaxError as exc:
             raise ModelLoadError(f"The model's chat template is not valid Jinja: {exc}.") from exc
 
@@ -112,7 +116,9 @@ class ChatTemplate:
         options: PromptOptions = PromptOptions(),
     ) -> list[PromptPart]:
         """The prompt's text, cut where a user spelled a special token."""
-        mark, end = _free_marks(messages, options.variables)
+        if not self.knows_tools:
+            _check_without_tools(messages)
+        mark, end = _free_marks(messages, options)
         prepared = [self._prepared(message, mark) for message in messages]
         if options.continue_final_message:
             prepared[-1]["content"] += end
@@ -124,7 +130,7 @@ class ChatTemplate:
                     "messages": prepared,
                     "add_generation_prompt": options.add_generation_prompt,
                     # None rather than undefined: templates ask `tools is not none`.
-                    "tools": None,
+                    "tools": self._marked(options.tools, mark) if options.tools else None,
                     "documents": None,
                     "bos_token": self._spelling(self._tokenizer.bos_id),
                     "eos_token": self._spelling(next(iter(self._tokenizer.eos_ids), None)),
@@ -167,10 +173,22 @@ class ChatTemplate:
         return "" if token_id is None else self._tokenizer.id_to_token(token_id) or ""
 
 
-def _free_marks(messages: Sequence[Message], variables: Mapping[str, Any]) -> tuple[str, str]:
+def _check_without_tools(messages: Sequence[Message]) -> None:
+    """Raise `InvalidRequestError` for calls and their results, which such a template leaves out."""
+    for i, message in enumerate(messages):
+        name = "role" if message["role"] == "tool" else "tool_calls"
+        if name == "role" or "tool_calls" in message:
+            raise UnsupportedParameterError(
+                f"messages[{i}].{name} cannot be used: this model's chat template does not know "
+                "tools. Tell what a tool said in a user's message.",
+                param=f"messages[{i}].{name}",
+            )
+
+
+def _free_marks(messages: Sequence[Message], options: PromptOptions) -> tuple[str, str]:
     """Two characters that are nowhere in what was sent."""
-    texts = [value for message in messages for value in message.values()]
-    texts.append(json.dumps(variables, ensure_ascii=False))
+    sent = (messages, options.tools, options.variables)
+    texts = [json.dumps(part, ensure_ascii=False) for part in sent]
     free = [mark for mark in _MARKS if not any(mark in text for text in texts)]
     if len(free) < 2:
         raise InvalidRequestError(
@@ -196,7 +214,16 @@ def _special_pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:
     return re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
 
 
+def _variables(source: str) -> set[str]:
+    """What a template reads that it does not set itself."""
+    return meta.find_undeclared_variables(_environment().parse(source))
+
+
 def _compile(source: str) -> Template:
+    return _environment().from_string(source)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     """With the settings, filters and functions that templates on the Hugging Face Hub rely on."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -204,7 +231,7 @@ def _compile(source: str) -> Template:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(source)
+    return environment
 
 
 def _to_json(

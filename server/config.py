@@ -75,6 +75,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     grammar_timeout_seconds: Annotated[
         float, Meta(gt=0.0, description="Time that compiling one of them may take.")
     ] = 2.0
+    tool_call_parser: Annotated[
+        Literal["auto", "hermes", "llama3_json", "mistral", "none"],
+        Meta(description="How the model writes tool calls; auto tells it by the chat template."),
+    ] = "auto"
     max_messages: Annotated[int, Meta(ge=1, description="Most messages of a chat.")] = 1024
     max_requests_per_key: Annotated[
         int,

@@ -74,6 +74,7 @@ async def serve(engine: EngineClient, config: ServerConfig) -> int:
         if probes is not None:
             probes.cancel()
             await asyncio.gather(probes, return_exceptions=True)
+        context.grammars.close()
         await engine.stop()
     return server.exit_status
 

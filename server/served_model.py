@@ -13,6 +13,9 @@ from dijiang_runtime.tokenizer import Tokenizer
 from server.chat_template import ChatTemplate
 from server.errors import UnknownModelError
 from server.protocol.sampling import SamplingDefaults
+from server.tool_calls.formats import FORMATS, ToolCallFormat, detect_format
+
+DETECT_PARSER = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,36 @@ class ServedModel:
     names: tuple[str, ...]
     tokenizer: Tokenizer
     template: ChatTemplate
+    tool_format: ToolCallFormat | None
+    """How the model calls tools; None if it does not, or in a way that is not known."""
     defaults: SamplingDefaults
 
     @classmethod
-    def load(cls, folder: Path, names: tuple[str, ...]) -> Self:
+    def load(
+        cls, folder: Path, names: tuple[str, ...], *, tool_call_parser: str = DETECT_PARSER
+    ) -> Self:
         """Read a model folder.
+
+        Args:
+            tool_call_parser: How the model calls tools: `DETECT_PARSER`, a name of `FORMATS`, or
+                any other for not at all.
 
         Raises:
             ModelLoadError: the tokenizer, its template or the generation defaults are not usable.
         """
         tokenizer = Tokenizer.load(folder)
-        return cls(names, tokenizer, ChatTemplate(tokenizer), load_defaults(folder))
+        template = ChatTemplate(tokenizer)
+        form = FORMATS.get(tool_call_parser)
+        if tool_call_parser == DETECT_PARSER:
+            form = detect_format(template.source)
+        return cls(
+            names,
+            tokenizer,
+            template,
+            # A template without tools would not tell the model of them.
+            form if template.knows_tools else None,
+            load_defaults(folder),
+        )
 
     def resolve_name(self, name: str | None) -> str:
         """The name to answer under. Raises `UnknownModelError` for a name that is not served."""

@@ -16,15 +16,17 @@ class Detokenizer:
     are held. A genuine U+FFFD is a character like any other and is not held at all.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Seq[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Seq[int], *, shown: Seq[int] = ()) -> None:
+        """Begin behind a prompt. `shown` are the special tokens that are part of the text."""
         self._tokenizer = tokenizer
+        self._shown = frozenset(shown)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         # A prompt of token ids may end inside a character, which the answer may complete.
         self._prompt_tail = _incomplete_tail(_last_bytes(tokenizer, prompt))
 
     def add(self, token_id: int) -> str:
         """Return the text that this token completes."""
-        if self._tokenizer.is_special(token_id):
+        if self._tokenizer.is_special(token_id) and token_id not in self._shown:
             return ""
         data = self._tokenizer.token_bytes(token_id)
         if self._prompt_tail and data:

@@ -20,7 +20,9 @@ class _Transcript:
 
     def __init__(self, tokenizer: Tokenizer, sequence: Sequence) -> None:
         sampling = sequence.request.sampling
-        self._detokenizer = Detokenizer(tokenizer, sequence.request.prompt_token_ids)
+        self._detokenizer = Detokenizer(
+            tokenizer, sequence.request.prompt_token_ids, shown=sampling.shown_token_ids
+        )
         self._stops = StopMatcher(sampling.stop, include_stop=sampling.include_stop_str_in_output)
         self._stopped = False
         # Nothing predicts the first token of a prompt.

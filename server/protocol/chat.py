@@ -7,17 +7,26 @@ import msgspec
 from pydantic import Field
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.request import NO_LOGPROBS, FinishReason
+from dijiang_runtime.request import NO_LOGPROBS
 from server.chat_template import RESERVED_VARIABLES, PromptOptions
 from server.errors import UnsupportedParameterError
 from server.protocol.common import MaybeUsage, RequestModel, Usage
 from server.protocol.logprobs import ChatLogprobs, PromptLogprobs
 from server.protocol.sampling import GenerationRequest
+from server.protocol.tools import (
+    MAX_TOOLS,
+    PastToolCall,
+    ToolCallDelta,
+    ToolCalls,
+    ToolFields,
+)
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 # What would make a message more than its text.
-_MESSAGE_EXTRAS = ("tool_calls", "function_call", "tool_call_id", "audio", "reasoning_content")
+_MESSAGE_EXTRAS = ("function_call", "audio", "reasoning_content")
 
 
 class ContentPart(RequestModel):
@@ -29,9 +38,18 @@ class ContentPart(RequestModel):
 
 class ChatMessage(RequestModel):
     role: Role
-    content: str | Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)]
+    content: str | Annotated[list[ContentPart], Field(max_length=1024, fail_fast=True)] | None = (
+        None
+    )
+    """Only an assistant that called tools may have none."""
     name: str | None = None
     """Accepted for compatibility; templates may use it."""
+    tool_calls: (
+        Annotated[list[PastToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None
+    ) = None
+    """Of an assistant's message: what it called."""
+    tool_call_id: str | None = None
+    """Of a tool's message: the call that it answers."""
 
     def text(self, param: str) -> str:
         """The whole content as one string. `param` is where the message stands in the request."""
@@ -40,6 +58,10 @@ class ChatMessage(RequestModel):
                 raise UnsupportedParameterError(
                     f"{param}.{name} is not supported by this server.", param=f"{param}.{name}"
                 )
+        if self.content is None:
+            if self.tool_calls:
+                return ""
+            raise InvalidRequestError(f"{param}.content is required.", param=f"{param}.content")
         if isinstance(self.content, str):
             return self.content
         for i, part in enumerate(self.content):
@@ -53,23 +75,37 @@ class ChatMessage(RequestModel):
                 raise InvalidRequestError(f"{where}.text is required.", param=f"{where}.text")
         return "".join(part.text or "" for part in self.content)
 
+    def plain(self, param: str) -> dict[str, Any]:
+        """The message as a chat template reads it. `param` is where it stands in the request."""
+        entry: dict[str, Any] = {"role": self.role, "content": self.text(param)}
+        if self.name is not None:
+            entry["name"] = self.name
+        if self.tool_calls:
+            if self.role != "assistant":
+                where = f"{param}.tool_calls"
+                raise InvalidRequestError(f"{where} are only an assistant's.", param=where)
+            entry["tool_calls"] = [
+                call.plain(f"{param}.tool_calls[{i}]") for i, call in enumerate(self.tool_calls)
+            ]
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            where = f"{param}.tool_call_id"
+            rule = "is required" if self.role == "tool" else "is only a tool's"
+            raise InvalidRequestError(f"{where} {rule}.", param=where)
+        if self.tool_call_id is not None:
+            entry["tool_call_id"] = self.tool_call_id
+        return entry
+
 
 Messages = Annotated[list[ChatMessage], Field(fail_fast=True)]
 
 
-def plain_messages(messages: list[ChatMessage], *, max_messages: int) -> list[dict[str, str]]:
+def plain_messages(messages: list[ChatMessage], *, max_messages: int) -> list[dict[str, Any]]:
     """The messages as a chat template reads them."""
     if not 1 <= len(messages) <= max_messages:
         raise InvalidRequestError(
             f"messages must hold 1 to {max_messages} messages.", param="messages"
         )
-    plain = []
-    for i, message in enumerate(messages):
-        entry = {"role": message.role, "content": message.text(f"messages[{i}]")}
-        if message.name is not None:
-            entry["name"] = message.name
-        plain.append(entry)
-    return plain
+    return [message.plain(f"messages[{i}]") for i, message in enumerate(messages)]
 
 
 class TemplateFields(RequestModel):
@@ -107,7 +143,7 @@ class TemplateFields(RequestModel):
         )
 
 
-class ChatCompletionRequest(TemplateFields, GenerationRequest):
+class ChatCompletionRequest(ToolFields, TemplateFields, GenerationRequest):
     """Answer the last of some messages."""
 
     messages: Messages
@@ -136,6 +172,7 @@ class ChatCompletionRequest(TemplateFields, GenerationRequest):
 
     def check(self, *, max_choices: int) -> None:
         super().check(max_choices=max_choices)
+        self.check_tools()
         if self.top_logprobs is not None:
             if not self.logprobs:
                 raise InvalidRequestError(
@@ -150,15 +187,17 @@ class ChatCompletionRequest(TemplateFields, GenerationRequest):
 
 class AssistantMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """Null for an answer that only calls tools."""
     refusal: None = None
+    tool_calls: ToolCalls = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: str | int | None = None
     """What stopped the answer: the stop string or token id; null for the end of the text."""
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
@@ -183,13 +222,14 @@ class ChatDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: Sequence[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: str | int | None = None
     token_ids: Sequence[int] | msgspec.UnsetType = msgspec.UNSET
 

@@ -60,6 +60,7 @@ EXPECTATIONS = {
     "input": "must be a string, a list of strings, a list of token ids, or a list of those",
     "prompt": "must be a string, a list of strings, a list of token ids, or a list of those",
     "stop": "must be a string or a list of strings",
+    "tool_choice": "must be 'none', 'auto', 'required' or an object that names a function",
     "content": "must be a string or a list of text parts",
 }
 

@@ -171,6 +171,7 @@ class GenerationRequest(StructureFields, EngineRequest):
         prompt_logprobs: int = NO_LOGPROBS,
         bad_words: tuple[tuple[int, ...], ...] = (),
         grammar: Grammar | None = None,
+        shown_token_ids: tuple[int, ...] = (),
     ) -> SamplingParams:
         """The sampling parameters of the first choice."""
         given: dict[str, Any] = {
@@ -188,6 +189,7 @@ class GenerationRequest(StructureFields, EngineRequest):
             allowed_token_ids=None if allowed is None else tuple(sorted(set(allowed))),
             bad_words=bad_words,
             grammar=grammar,
+            shown_token_ids=shown_token_ids,
             logprobs=max(self.num_logprobs, 0) if is_ranked else self.num_logprobs,
             prompt_logprobs=prompt_logprobs,
         )

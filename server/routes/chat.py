@@ -1,6 +1,7 @@
 """`POST /v1/chat/completions`: answer a conversation."""
 
 from collections import defaultdict
+from dataclasses import dataclass, replace
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -14,6 +15,7 @@ from dijiang_runtime.request import (
     RequestOutput,
     SamplingParams,
 )
+from dijiang_runtime.tokenizer import LONG_TEXT
 from server.bad_words import tokenize_words
 from server.chat_template import PromptOptions
 from server.context import ContextDep, ServerContext
@@ -45,6 +47,8 @@ from server.routes.common import (
     usage_so_far,
 )
 from server.streaming import EventStream, HeldTokens, StreamEncoder, event
+from server.tool_calls.answer import AnswerReader
+from server.tool_calls.use import ToolUse, plan_tools
 
 router = APIRouter()
 
@@ -53,13 +57,12 @@ router = APIRouter()
 async def create_chat_completion(http: Request, context: ContextDep) -> Response:
     body = await read_request(http, context, ChatCompletionRequest)
     head = admit(context, body, "chatcmpl")
-    prompt = await read_prompt(body, context)
-    grammar = await read_grammar(context, body.read_grammar())
-    sampling = sampling_params(body, prompt, context, grammar)
-    requests = make_requests(context, head.id, [(prompt, sampling)], body)
+    question = await read_question(body, context)
+    prompt, use = question.prompt, question.use
+    requests = make_requests(context, head.id, [(prompt, question.sampling)], body)
     generation = Generation(context, requests, body)
     if body.stream:
-        stream = ChatStream(body, head, generation, prompt)
+        stream = ChatStream(body, head, generation, prompt, use)
         return EventStream(context, generation, stream, ignored_header(body))
     choices = await collect(http, context, generation)
     answer = ChatCompletion(
@@ -67,16 +70,39 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
         created=head.created,
         model=head.model,
         system_fingerprint=head.system_fingerprint,
-        choices=[chat_choice(body, index, choice) for index, choice in enumerate(choices)],
+        choices=[chat_choice(body, index, choice, use) for index, choice in enumerate(choices)],
         usage=generation.usage(),
         prompt_token_ids=prompt if body.return_token_ids else msgspec.UNSET,
     )
     return json_response(answer, ignored_header(body))
 
 
-async def read_prompt(body: ChatCompletionRequest, context: ServerContext) -> tuple[int, ...]:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a chat asks of the engine, and how its answer is read."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    """Of the first choice."""
+    use: ToolUse | None
+
+
+async def read_question(body: ChatCompletionRequest, context: ServerContext) -> Question:
+    """Everything about a chat that can be wrong is found here, before it runs."""
+    model = context.model
+    grammar = body.read_grammar()
+    use = plan_tools(body, grammar, model.tool_format, model.tokenizer)
+    prompt = await read_prompt(body, use, context)
+    grammar = await read_grammar(context, grammar if use is None else use.grammar)
+    return Question(prompt, sampling_params(body, prompt, context, grammar, use), use)
+
+
+async def read_prompt(
+    body: ChatCompletionRequest, use: ToolUse | None, context: ServerContext
+) -> tuple[int, ...]:
     """The prompt's tokens, as many as are wanted of them."""
-    token_ids = await read_messages(body.messages, body.prompt_options(), context)
+    options = replace(body.prompt_options(), tools=use.tools if use is not None else None)
+    token_ids = await read_messages(body.messages, options, context)
     max_model_len = context.engine.info.max_model_len
     max_tokens = body.token_limit
     if max_tokens is None:
@@ -93,7 +119,8 @@ async def read_messages(
     num_chars = sum(len(message["content"]) for message in conversation)
     max_chars = MAX_CHARS_PER_TOKEN * context.engine.info.max_model_len
     token_ids = await off_loop(
-        num_chars,
+        # Tools and calls are no text of which the length is known.
+        LONG_TEXT if options.tools else num_chars,
         context.model.template.encode,
         conversation,
         options,
@@ -109,6 +136,7 @@ def sampling_params(
     prompt: tuple[int, ...],
     context: ServerContext,
     grammar: Grammar | None = None,
+    use: ToolUse | None = None,
 ) -> SamplingParams:
     """The sampling parameters of the first choice, checked."""
     info = context.engine.info
@@ -126,19 +154,27 @@ def sampling_params(
         prompt_logprobs=wanted,
         bad_words=tokenize_words(body.bad_words, context.model.tokenizer),
         grammar=grammar,
+        shown_token_ids=use.shown_token_ids if use is not None else (),
     )
     body.validate_sampling(sampling, vocab_size=info.vocab_size, max_logprobs=info.max_logprobs)
     return sampling
 
 
-def chat_choice(body: ChatCompletionRequest, index: int, choice: Choice) -> ChatChoice:
+def chat_choice(
+    body: ChatCompletionRequest, index: int, choice: Choice, use: ToolUse | None
+) -> ChatChoice:
     """A finished answer."""
+    reader = AnswerReader(use)
+    reader.add(choice.text, is_last=True)
     wants_prompt = body.prompt_logprobs is not None and choice.prompt_logprobs is not None
     return ChatChoice(
         index=index,
-        message=AssistantMessage(content=choice.text),
+        message=AssistantMessage(
+            content=(reader.content or None) if reader.calls else reader.content,
+            tool_calls=reader.calls or msgspec.UNSET,
+        ),
         logprobs=logprobs_of(body, choice.logprobs),
-        finish_reason=choice.finish_reason,
+        finish_reason=reader.finish_reason(choice.finish_reason),
         stop_reason=choice.stop_reason,
         prompt_logprobs=(
             prompt_logprobs(choice.prompt_logprobs or ()) if wants_prompt else msgspec.UNSET
@@ -165,12 +201,14 @@ class ChatStream(StreamEncoder):
         head: AnswerHead,
         generation: Generation,
         prompt: tuple[int, ...],
+        use: ToolUse | None,
     ) -> None:
         self._body = body
         self._head = head
         self._generation = generation
         self._prompt = prompt
         self._held: defaultdict[int, HeldTokens] = defaultdict(HeldTokens)
+        self._readers = [AnswerReader(use) for _ in range(body.num_choices)]
 
     def opening(self) -> bytes:
         """The role, once for each choice."""
@@ -185,15 +223,16 @@ class ChatStream(StreamEncoder):
 
     def chunk(self, index: int, output: RequestOutput) -> bytes:
         """One event, or nothing while the text is held back. Held tokens come with the text."""
-        body, held = self._body, self._held[index]
+        body, held, reader = self._body, self._held[index], self._readers[index]
         held.add(output)
-        if not (output.text or output.finished):
+        content, calls = reader.add(output.text, is_last=output.finished)
+        if not (content or calls or output.finished):
             return b""
         choice = ChatChunkChoice(
             index=index,
-            delta=ChatDelta(content=output.text or None),
+            delta=ChatDelta(content=content or None, tool_calls=calls or msgspec.UNSET),
             logprobs=logprobs_of(body, held.logprobs) if held.logprobs else None,
-            finish_reason=output.finish_reason,
+            finish_reason=reader.finish_reason(output.finish_reason),
             stop_reason=output.stop_reason,
             token_ids=held.token_ids if body.return_token_ids else msgspec.UNSET,
         )

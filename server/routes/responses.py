@@ -29,7 +29,7 @@ from server.protocol.response_objects import (
     Status,
 )
 from server.protocol.responses import OWN_NAMES, ResponsesRequest
-from server.routes.chat import read_prompt, sampling_params
+from server.routes.chat import read_question as read_chat_question
 from server.routes.common import (
     AnswerHead,
     admit,
@@ -65,8 +65,8 @@ async def read_question(
     """The prompt's tokens and the sampling parameters, as a chat has them."""
     try:
         chat = body.to_chat()
-        prompt = await read_prompt(chat, context)
-        return prompt, sampling_params(chat, prompt, context)
+        question = await read_chat_question(chat, context)
+        return question.prompt, question.sampling
     except InvalidRequestError as exc:
         # The chat endpoint knows them by other names.
         theirs = exc.param or ""

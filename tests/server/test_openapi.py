@@ -120,6 +120,10 @@ OF_CHAT = {
     "add_generation_prompt": True,
     "continue_final_message": False,
     "chat_template_kwargs": {"a": 1},
+    # This model knows no tools, so that it may only be told not to call them.
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": "none",
+    "parallel_tool_calls": False,
 }
 
 

@@ -158,7 +158,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
         {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
         "messages[0].content[0].text",
     ),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
     ({"messages": [MESSAGES["messages"][0], {"role": "root", "content": "x"}]}, "messages[1].role"),
     ({"messages": MESSAGES["messages"] * 1025}, "messages"),
     ({"messages": [{"role": "user", "content": "x" * 2000}]}, "messages"),
@@ -260,9 +260,8 @@ async def test_a_field_that_would_change_the_answer_is_never_ignored(
         ("best_of", True),
         ("use_beam_search", True),
         ("use_beam_search", 0),
-        ("tools", [{"type": "function"}]),
+        ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("functions", [{"name": "f"}]),
-        ("tool_choice", "required"),
     ],
 )
 async def test_only_harmless_values_of_such_a_field_pass(
@@ -279,7 +278,7 @@ async def test_only_harmless_values_of_such_a_field_pass(
             {"content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1"}}]},
             "messages[0].content[0].type",
         ),
-        ({"content": "x", "tool_calls": [{"id": "1"}]}, "messages[0].tool_calls"),
+        ({"content": "x", "function_call": {"name": "f"}}, "messages[0].function_call"),
     ],
 )
 async def test_a_message_is_text_and_nothing_else(
