@@ -5,14 +5,36 @@ the idle time between requests.
 """
 
 import asyncio
+import re
 from typing import Any, Literal
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.config import MAX_HEADER_BYTES
 from server.errors import ErrorBody, encode_error
 
 Phase = Literal["idle", "headers", "body"]
+
+
+_HEAD_END = re.compile(rb"\n\r?\n")
+_FOLD = re.compile(rb"\n[ \t]")
+
+
+class StrictConnection(h11.Connection):
+    """Refuses two things that h11 accepts and that proxies may read otherwise: versions other than
+    1.0 and 1.1 (RFC 9112 2.3), and header lines folded into the next (RFC 9112 5.2)."""
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            data, _ = self.trailing_data
+            end = _HEAD_END.search(data)
+            if _FOLD.search(data, 0, end.start() if end else len(data)):
+                raise h11.RemoteProtocolError("folded header line")
+        event = super().next_event()
+        if isinstance(event, h11.Request) and event.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("unknown HTTP version", error_status_hint=505)
+        return event
 
 
 class ReceiptProtocol(H11Protocol):
@@ -22,6 +44,8 @@ class ReceiptProtocol(H11Protocol):
         self, *args: Any, header_seconds: float, body_seconds: float, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        limit = self.config.h11_max_incomplete_event_size or MAX_HEADER_BYTES
+        self.conn = StrictConnection(h11.SERVER, limit)
         self._limits = {"headers": header_seconds, "body": body_seconds}
         self._phase: Phase = "idle"
         self._deadline: asyncio.TimerHandle | None = None

@@ -35,6 +35,8 @@ from server.tls import renew, tls_context
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
+MAX_UNSENT_BYTES = 64 * 1024
+"""What the kernel holds of an answer that has not been sent yet."""
 FLUSH_SECONDS = 5
 """Time for the last bytes to reach the clients, after everything else is over."""
 
@@ -103,10 +105,15 @@ def listen(config: ServerConfig) -> socket.socket:
     """A listening socket. Raises `ConfigError` where the address is taken or not ours."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        return socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((config.host, config.port), family=family, backlog=BACKLOG)
     except OSError as exc:
         reason = exc.strerror or exc
         raise ConfigError(f"Cannot listen on {config.host}:{config.port}: {reason}.") from exc
+    # Connections inherit it. Without it the kernel takes megabytes for a client that does not
+    # read, and its stream would go on for all the time it takes to fill them.
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+    return listener
 
 
 def url_of(listener: socket.socket, tls: ssl.SSLContext | None = None) -> str:

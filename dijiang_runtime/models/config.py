@@ -6,13 +6,16 @@ Knows no torch, so that `dijiang inspect` and the API process can read it cheapl
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
+
+import msgspec
 
 from dijiang_runtime.errors import UnsupportedModelError
 
 MODEL_TYPE = "dijiang"
 
-T = TypeVar("T")
+MAX_NUMBER = 2**31
+"""Above all that a config can sensibly hold, and below what overflows."""
 
 Family = Literal["gpt_neox", "llama", "opt"]
 Preset = Literal["official", "dijiang", "dijiang+window"]
@@ -170,17 +173,15 @@ class ModelConfig:
                 f"config.json has model_type {data.get('model_type')!r}, not {MODEL_TYPE!r}. "
                 "Convert the model first: dijiang convert PARENT OUT."
             )
-        attention = values.pop("attention", None)
-        scaling = values.pop("rope_scaling", None)
-        values["eos_token_ids"] = tuple(values.get("eos_token_ids", ()))
-        return _build(
-            cls,
-            {
-                **values,
-                "attention": _build(AttentionConfig, attention or {}),
-                "rope_scaling": _build(RopeScaling, scaling) if scaling else None,
-            },
-        )
+        values["attention"] = values.get("attention") or {}
+        _refuse_unknown(cls, values)
+        _refuse_unknown(AttentionConfig, values["attention"])
+        _refuse_unknown(RopeScaling, values.get("rope_scaling") or {})
+        _refuse_numbers_out_of_range(values)
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as exc:
+            raise UnsupportedModelError(f"config.json: {exc}.") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +213,35 @@ class StateSpec:
         return (self.num_layers, num_rows, self.num_heads, 2, self.cache_tokens, self.head_dim)
 
 
+_AT_LEAST_ONE = frozenset(
+    {"vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"}
+    | {"head_dim", "max_position_embeddings", "num_features"}
+)
+
 # What transformers adds to every config.json; it changes nothing about our arithmetic.
 _HF_KEYS = frozenset(
     {"model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 )
 
 
-def _build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """Construct a config dataclass, turning unknown and missing keys into one clear error."""
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(values.keys() - names):
+def _refuse_unknown(cls: type[Any], values: object) -> None:
+    """Refuse keys that have no meaning. What is no object at all is refused for its type later."""
+    if not isinstance(values, Mapping):
+        return
+    if unknown := sorted(values.keys() - {f.name for f in dataclasses.fields(cls)}):
         raise UnsupportedModelError(f"config.json has unknown keys: {', '.join(unknown)}.")
-    try:
-        return cls(**values)
-    except TypeError as exc:
-        raise UnsupportedModelError(f"config.json is incomplete: {exc}.") from exc
+
+
+def _refuse_numbers_out_of_range(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse numbers that no size and no factor can be."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _refuse_numbers_out_of_range(value, f"{prefix}{key}.")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        smallest = 1 if key in _AT_LEAST_ONE else 0
+        # A NaN is in no range.
+        if not smallest <= value < MAX_NUMBER:
+            raise UnsupportedModelError(
+                f"config.json: {prefix}{key} is {value}, not from {smallest} to {MAX_NUMBER:,}."
+            )

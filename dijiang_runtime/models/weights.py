@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ModelLoadError(f"{path} cannot be read: {exc}.") from exc
     if not isinstance(data, dict):
         raise ModelLoadError(f"{path} is not a JSON object.")

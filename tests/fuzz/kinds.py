@@ -231,7 +231,7 @@ def _headers() -> Iterator[tuple[str, bytes]]:
     bad = ("X : y", "X", ": y", "X: a\0b", "X\0: y", "X: a\rb", "X: a\x7fb\0", "(X): y")
     for line in bad:
         yield f"header {line!r}", _head("GET /livez HTTP/1.1", "Host: x", line)
-    yield "folded header", _head("GET /livez HTTP/1.1", "X: a", " b", "Host: \0")
+    yield "folded header", _head("GET /livez HTTP/1.1", "Host: x", "X: a", " b")
     yield "huge header", _head("GET /livez HTTP/1.1", "Host: x", "X: " + "y" * 200_000)
     many = [f"X{i}: y" for i in range(20_000)]
     yield "many headers", _head("GET /livez HTTP/1.1", "Host: x", *many)
@@ -242,6 +242,7 @@ def _lines() -> Iterator[tuple[str, bytes]]:
     firsts = ("garbage", "GET", "GET /livez", "GET /livez HTTP/x.1", "GET /livez HTTP/1.x", "\0")
     firsts += ("GET  /livez HTTP/1.1", "GET /li vez HTTP/1.1", "GET /livez HTTP/1.1 x", "\xff\xfe")
     firsts += ("G\0T /livez HTTP/1.1", "GET /\0 HTTP/1.1", "(GET) /livez HTTP/1.1", "{}")
+    firsts += ("GET /livez HTTP/9.9", "GET /livez HTTP/1.2", "GET /livez HTTP/0.9")
     firsts += ("GET /livez\tHTTP/1.1", "GET /livez http/1.1", "SSH-2.0-x", "GET /\x7f HTTP/1.1")
     for first in firsts:
         yield f"line {first!r}", _head(first, "Host: x")

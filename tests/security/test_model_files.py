@@ -1,5 +1,6 @@
 """A model folder is data: it runs nothing, and lies in it are errors."""
 
+import copy
 import json
 import random
 import shutil
@@ -9,11 +10,16 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
-from dijiang_runtime.errors import ModelLoadError
+from dijiang_runtime.errors import ModelLoadError, UnsupportedModelError
+from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.loader import load_model
+from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.tokenizer import Tokenizer
 
 
@@ -22,40 +28,48 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"auto_map": {"AutoModelForCausalLM": "canary.Model"}},
-        {"trust_remote_code": True},
-        {"_attn_implementation_internal": "canary.attend"},
-        {"_name_or_path": "../../etc/passwd"},
-        {"quantization_config": {"quant_method": "canary"}},
-    ],
-    ids=lambda field: next(iter(field)),
+HARMFUL_FIELDS: tuple[dict[str, object], ...] = (
+    {"auto_map": {"AutoModelForCausalLM": "canary.Model"}},
+    {"trust_remote_code": True},
+    {"_attn_implementation_internal": "canary.attend"},
+    {"_name_or_path": "../../etc/passwd"},
+    {"quantization_config": {"quant_method": "canary"}},
 )
+
+LOAD_ALL = """
+import sys
+from pathlib import Path
+from dijiang_runtime.errors import ModelLoadError
+from dijiang_runtime.models.loader import load_model
+for folder in sys.argv[1:]:
+    try:
+        load_model(Path(folder))
+    except ModelLoadError as exc:
+        print(exc)
+"""
+
+
 @pytest.mark.parametrize("optimised", [(), ("-O",)], ids=["python", "python -O"])
 def test_s23_code_beside_a_model_is_never_imported(
-    folder: Path, field: dict[str, object], optimised: tuple[str, ...]
+    tiny_model: Path, tmp_path: Path, optimised: tuple[str, ...]
 ) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
-    (folder / "canary.py").write_text("raise SystemExit('the canary was imported')")
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from dijiang_runtime.models.loader import load_model\n"
-        "from dijiang_runtime.errors import ModelLoadError\n"
-        "try: load_model(Path(sys.argv[1]))\n"
-        "except ModelLoadError as exc: print(exc)\n"
-    )
-    root = Path(__file__).parents[2]
+    folders = []
+    for field in HARMFUL_FIELDS:
+        folder = shutil.copytree(tiny_model, tmp_path / next(iter(field)))
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
+        (folder / "canary.py").write_text("raise SystemExit('the canary was imported')")
+        folders.append(str(folder))
     result = subprocess.run(
-        [sys.executable, *optimised, "-c", script, str(folder)],
+        [sys.executable, *optimised, "-c", LOAD_ALL, *folders],
         capture_output=True,
         text=True,
-        cwd=root,
+        cwd=Path(__file__).parents[2],
     )
     assert result.returncode == 0, result.stderr
-    assert f"unknown keys: {next(iter(field))}" in result.stdout
+    told = result.stdout.splitlines()
+    for field, line in zip(HARMFUL_FIELDS, told, strict=True):
+        assert f"unknown keys: {next(iter(field))}" in line
 
 
 def hostile_headers() -> Iterator[tuple[str, bytes]]:
@@ -121,3 +135,53 @@ def test_s30_damage_anywhere_is_an_error_or_a_model(folder: Path, name: str) -> 
             Tokenizer.load(folder)
         except ModelLoadError:
             pass
+
+
+TINY: dict[str, Any] = ModelConfig(
+    family="llama",
+    preset="dijiang",
+    vocab_size=40,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+    attention=attention_config("dijiang", 8),
+).to_dict()
+
+WRONG_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(-5, 5), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_s30_any_value_in_a_config_is_an_error_or_a_config(data: st.DataObject) -> None:
+    values = copy.deepcopy(TINY)
+    part = data.draw(st.sampled_from([values, values["attention"]]))
+    part[data.draw(st.sampled_from(sorted(part)))] = data.draw(WRONG_VALUES)
+    try:
+        config = ModelConfig.from_dict(values)
+    except UnsupportedModelError as exc:
+        assert "config.json" in str(exc) or "attention" in str(exc)
+    else:
+        assert config.state.num_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("hidden_size", "32"), ("hidden_size", -1), ("hidden_size", True), ("num_layers", 2**62),
+     ("norm_eps", float("nan")), ("rope_theta", float("inf")), ("activation", "canary"),
+     ("attention", [1]), ("rope_scaling", 5), ("eos_token_ids", 7), ("eos_token_ids", ["a"])],
+)  # fmt: skip
+def test_s30_a_wrong_value_is_named(key: str, value: object) -> None:
+    with pytest.raises(UnsupportedModelError, match=key):
+        ModelConfig.from_dict({**TINY, key: value})

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from server.middleware import PUBLIC_PATHS
+from tests.campaigns.report import anonymous_bytes
 from tests.campaigns.wire import Connection, request_bytes
 from tests.e2e.server_process import ServerProcess, metrics, wait_for
 from tests.fuzz.attack import complaint_about
@@ -52,15 +53,17 @@ def raw(guarded: ServerProcess, data: bytes) -> bytes:
 def test_s01_a_request_for_very_much_is_refused_at_once(
     http: httpx.Client, guarded: ServerProcess, field: dict[str, Any]
 ) -> None:
-    refused(http, 400, {**PROMPT, **field})
-    before = psutil.Process(guarded.process.pid).memory_info().rss
-    times = []
-    for _ in range(10):
-        started = time.monotonic()
-        refused(http, 400, {**PROMPT, **field})
-        times.append(time.monotonic() - started)
+    times, growths = [], []
+    for _ in range(4):
+        before = anonymous_bytes(guarded.process.pid)
+        for _ in range(10):
+            started = time.monotonic()
+            refused(http, 400, {**PROMPT, **field})
+            times.append(time.monotonic() - started)
+        growths.append(anonymous_bytes(guarded.process.pid) - before)
     assert min(times) < 0.05
-    assert psutil.Process(guarded.process.pid).memory_info().rss - before < 4 * 2**20
+    # The first requests warm caches and arenas up; memory that a request keeps is kept every time.
+    assert min(growths[1:]) < 2**20, growths
 
 
 @pytest.mark.parametrize("prompt", [["a"] * 100_000, [[5]] * 100_000, ["a"] * 33])
@@ -454,7 +457,6 @@ async def test_r12_a_flood_is_refused_at_once_and_the_accepted_are_served(
     assert metrics(http)["dijiang_engine_restarts"] == 0
 
 
-@pytest.mark.slow  # The kernel's buffers are megabytes; test_streaming.py has it without them.
 def test_r23_a_client_that_stops_reading_is_given_up(
     http: httpx.Client, guarded: ServerProcess
 ) -> None:
@@ -466,7 +468,7 @@ def test_r23_a_client_that_stops_reading_is_given_up(
         connection.connect((url.hostname, url.port))
         connection.sendall(request_bytes(URL, endless, f"Authorization: Bearer {KEY}\r\n"))
         wait_for(http, "dijiang_state_slots_used", 4)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 30
         while metrics(http)["dijiang_state_slots_used"] and time.monotonic() < deadline:
             time.sleep(0.2)
         assert metrics(http)["dijiang_state_slots_used"] == 0
