@@ -430,12 +430,14 @@ async def test_r12_a_flood_is_refused_at_once_and_the_accepted_are_served(
 ) -> None:
     url, headers = guarded.wait_ready(), f"Authorization: Bearer {KEY}\r\n"
     room = 4 + 16
-    body = request_bytes(URL, {**PROMPT, "max_tokens": 300, "ignore_eos": True}, headers)
+    short = request_bytes(URL, PROMPT, headers)
+    # Long enough that the queue stays full for as long as the flood lasts.
+    long = request_bytes(URL, {**PROMPT, "max_tokens": 3000, "ignore_eos": True}, headers)
     statuses: list[int] = []
     times: list[float] = []
 
-    async def ask(connection: Connection) -> None:
-        async with connection:
+    async def ask(body: bytes) -> None:
+        async with Connection(url) as connection:
             started = time.monotonic()
             reply = await connection.exchange(body)
             statuses.append(reply.status)
@@ -444,11 +446,11 @@ async def test_r12_a_flood_is_refused_at_once_and_the_accepted_are_served(
                 assert int(reply.headers["retry-after"]) >= 1
                 assert reply.json()["error"]["code"] == "engine_overloaded"
 
-    full = [asyncio.create_task(ask(Connection(url))) for _ in range(room)]
+    full = [asyncio.create_task(ask(long)) for _ in range(room)]
     await asyncio.to_thread(wait_for, http, "dijiang_num_requests_waiting", 16)
     # Nine times as many again, a few at a time, as clients that come one after the other.
     for _ in range(9 * room // 4):
-        await asyncio.gather(*(ask(Connection(url)) for _ in range(4)))
+        await asyncio.gather(*(ask(short) for _ in range(4)))
     await asyncio.gather(*full)
     assert statuses.count(200) >= room
     assert statuses.count(429) + statuses.count(200) == 10 * room
