@@ -3,6 +3,9 @@
 The draw inverts the cumulative distribution in order of token id, in float64. Every step of it
 looks at one row alone and adds in a fixed order, so a row's token does not depend on the batch.
 
+Probabilities are left as weights, of which the largest is 1: nothing here needs their sum to be 1,
+and that saves a pass over the vocabulary. No cut sorts more than the tokens that may survive it.
+
 n rows    V vocabulary
 """
 
@@ -15,13 +18,15 @@ from torch import Tensor
 
 from dijiang_runtime.request import SamplingParams
 
+Logits = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
 
 _BLOCK_ELEMENTS = 65536
 """Elements to work on at once: what one pass leaves in the cache, the next one finds there."""
 
-_FIRST_CANDIDATES = 256
-"""How many of the likeliest tokens the cut of top_p is looked for among first."""
+_FIRST_LEAST, _LEAST_RATIO = 1 / 64, 1 / 16
+"""The nucleus is looked for among the weights from here on, then among ever smaller ones."""
 
 _SMALLEST = 1e-30
 
@@ -34,91 +39,105 @@ def draw(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> l
         params: Parameters of each row.
         uniforms: One number in [0, 1) for each row.
     """
-    num_rows = max(torch.get_num_threads(), _BLOCK_ELEMENTS // logits.shape[1])
-    token_ids: list[int] = []
-    for start in range(0, len(logits), num_rows):
-        rows = slice(start, start + num_rows)
-        token_ids.extend(_draw_block(logits[rows], params[rows], uniforms[rows]))
+    vocab_size = logits.shape[1]
+    token_ids = [0] * len(params)
+    wide = []
+    for i, p in enumerate(params):
+        if 0 < p.top_k < vocab_size:
+            token_ids[i] = _draw_from_top(logits[i].cpu().numpy(), p, uniforms[i])
+        else:
+            wide.append(i)
+    num_rows = max(torch.get_num_threads(), _BLOCK_ELEMENTS // vocab_size)
+    for start in range(0, len(wide), num_rows):
+        rows = wide[start : start + num_rows]
+        drawn = _draw_block(logits[rows], [params[i] for i in rows], [uniforms[i] for i in rows])
+        for i, token_id in zip(rows, drawn, strict=True):
+            token_ids[i] = token_id
     return token_ids
 
 
 def _draw_block(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> list[int]:
-    temperatures = _column([p.temperature for p in params], logits)
-    probs = torch.softmax(logits.double() / temperatures, dim=-1)
+    """Draw from the whole vocabulary, or from its nucleus."""
+    weights = logits.double()
+    weights -= weights.amax(dim=-1, keepdim=True)
+    if any(p.temperature != 1 for p in params):
+        weights /= _column([p.temperature for p in params], logits)
+    weights.exp_()
     if any(p.min_p for p in params):
-        least = probs.amax(dim=-1, keepdim=True) * _column([p.min_p for p in params], logits)
-        probs.masked_fill_(probs < least, 0.0)
-    is_cut = [p.top_p < 1 or 0 < p.top_k < logits.shape[1] for p in params]
+        weights.masked_fill_(weights < _column([p.min_p for p in params], logits), 0.0)
     token_ids = [0] * len(params)
-    if whole := [i for i, cut in enumerate(is_cut) if not cut]:
-        for i, token_id in zip(
-            whole, _invert(probs[whole], [uniforms[i] for i in whole]), strict=True
-        ):
+    if whole := [i for i, p in enumerate(params) if p.top_p >= 1]:
+        of_whole = weights if len(whole) == len(params) else weights[whole]
+        drawn = _invert(of_whole, [uniforms[i] for i in whole])
+        for i, token_id in zip(whole, drawn, strict=True):
             token_ids[i] = token_id
-    for i, cut in enumerate(is_cut):
-        if cut:
-            token_ids[i] = _draw_from_top(probs[i].cpu().numpy(), params[i], uniforms[i])
+    for i, p in enumerate(params):
+        if p.top_p < 1:
+            row = weights[i].cpu().numpy()
+            kept = _nucleus(row, p.top_p)
+            token_ids[i] = _invert_kept(kept, row[kept], uniforms[i])
     return token_ids
 
 
-def _invert(probs: Tensor, uniforms: Seq[float]) -> list[int]:
+def _draw_from_top(logits: Logits, params: SamplingParams, uniform: float) -> int:
+    """Draw from the top_k likeliest tokens of one row [V], or fewer whose mass reaches top_p."""
+    kept = _largest(logits, np.partition(logits, -params.top_k)[-params.top_k], params.top_k)
+    values = logits[kept].astype(np.float64)
+    weights = np.exp((values - values.max()) / params.temperature)
+    weights[weights < params.min_p] = 0.0
+    if params.top_p < 1:
+        # top_p is a share of what min_p and top_k leave.
+        chosen = _nucleus(weights, params.top_p)
+        kept, weights = kept[chosen], weights[chosen]
+    return _invert_kept(kept, weights, uniform)
+
+
+def _invert(weights: Tensor, uniforms: Seq[float]) -> list[int]:
     """Where the cumulative distribution of each row [n, V] reaches its random number."""
-    cumulative = probs.cumsum(dim=-1)
+    cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    point = _column(uniforms, probs) * total
+    point = _column(uniforms, weights) * total
     # The product may round up to the total, beyond the last token that has a probability.
     point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
     token_ids: list[int] = torch.searchsorted(cumulative, point, right=True).squeeze(1).tolist()
     return token_ids
 
 
-def _draw_from_top(probs: Floats, params: SamplingParams, uniform: float) -> int:
-    """Draw from the top_k likeliest tokens of one row [V], or fewer whose mass reaches top_p."""
-    kept = _likeliest(probs, params)
-    cumulative = np.cumsum(probs[kept])
+def _invert_kept(kept: Ids, weights: Floats, uniform: float) -> int:
+    """The same for one row, among the tokens that are left, in order of id."""
+    cumulative = np.cumsum(weights)
     point = min(uniform * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
     return int(kept[np.searchsorted(cumulative, point, side="right")])
 
 
-def _likeliest(probs: Floats, params: SamplingParams) -> npt.NDArray[np.int64]:
-    """The ids that top_k and top_p keep, ascending. Among equals the lowest ids are kept."""
-    vocab_size = len(probs)
-    top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
-    num_first = top_k if top_k < vocab_size else min(_FIRST_CANDIDATES, vocab_size)
-    least = np.partition(probs, -num_first)[-num_first]
-    candidates = np.flatnonzero(probs >= least)
-    num_kept = top_k
-    if params.top_p < 1:
-        # top_p is a share of what min_p and top_k leave.
-        total = None if top_k < vocab_size else np.cumsum(probs)[-1]
-        while (found := _num_to_reach(probs[candidates], top_k, params.top_p, total)) is None:
-            least = least / 4 if least > _SMALLEST else 0.0
-            candidates = np.flatnonzero(probs >= least)
-        num_kept = found
-    values = probs[candidates]
-    threshold = np.partition(values, -num_kept)[-num_kept]
-    is_kept = values > threshold
-    # The ids ascend, so these are the lowest of the equals.
-    equals = np.flatnonzero(values == threshold)
-    is_kept[equals[: num_kept - np.count_nonzero(is_kept)]] = True
-    kept: npt.NDArray[np.int64] = candidates[is_kept]
-    return kept
+def _nucleus(weights: Floats, top_p: float) -> Ids:
+    """The places of the fewest largest weights whose mass reaches top_p of all of it, ascending.
 
-
-def _num_to_reach(values: Floats, top_k: int, top_p: float, total: float | None) -> int | None:
-    """How many of the largest of `values` reach a share of `total`; None if all of them do not.
-
-    Without a total, it is the mass of the `top_k` largest.
+    Among equals the first are kept.
     """
-    if total is not None and len(values) < top_k and values.sum() < 0.999 * top_p * total:
-        return None  # Not worth sorting.
-    mass = np.cumsum(np.sort(values)[::-1][:top_k])
-    share = top_p * (mass[-1] if total is None else total)
-    num = int(np.searchsorted(mass, share, side="left")) + 1
-    if num <= len(mass):
-        return num
-    # With every token there, only rounding can keep the mass from the share.
-    return len(mass) if len(mass) == top_k else None
+    share = top_p * float(weights.sum())
+    least = _FIRST_LEAST
+    while True:
+        candidates = np.flatnonzero(weights >= least)
+        largest = np.sort(weights[candidates])[::-1]
+        num = int(np.searchsorted(np.cumsum(largest), share, side="left")) + 1
+        # With every token there, only rounding can keep the mass from the share.
+        if num <= len(largest) or len(candidates) == len(weights):
+            num = min(num, len(largest))
+            return candidates[_largest(weights[candidates], largest[num - 1], num)]
+        least = least * _LEAST_RATIO if least > _SMALLEST else 0.0
+
+
+def _largest(values: Floats | Logits, least: np.floating, num: int) -> Ids:
+    """The places of the `num` largest values, ascending, given the last of them.
+
+    Among equals the first are kept.
+    """
+    places = np.flatnonzero(values >= least)
+    if len(places) > num:
+        equals = np.flatnonzero(values[places] == least)
+        places = np.delete(places, equals[num - len(places) :])
+    return places
 
 
 def _column(values: Seq[float], like: Tensor) -> Tensor:

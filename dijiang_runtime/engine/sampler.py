@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -48,13 +49,13 @@ class Sampler:
         params = [sequence.request.sampling for sequence in sequences]
         reported = [i for i, p in enumerate(params) if p.logprobs != NO_LOGPROBS]
         raw_logits = logits[reported] if reported else None  # A copy.
-        for row, sequence in zip(logits, sequences, strict=True):
-            self._adjust(row, sequence)
-        token_ids = logits.argmax(dim=-1).tolist()
+        self._adjust(logits, sequences)
+        token_ids = _argmax(logits)
         random = [i for i, p in enumerate(params) if not p.is_greedy]
         if random:
             uniforms = [uniform(sequences[i].seed, sequences[i].next_position) for i in random]
-            drawn = draw(logits[random], [params[i] for i in random], uniforms)
+            rows = logits if len(random) == len(params) else logits[random]
+            drawn = draw(rows, [params[i] for i in random], uniforms)
             for i, token_id in zip(random, drawn, strict=True):
                 token_ids[i] = token_id
         logprobs: dict[int, RawLogprobs] = {}
@@ -64,8 +65,23 @@ class Sampler:
             logprobs = dict(zip(reported, raw_logprobs(raw_logits, chosen, num_top), strict=True))
         return [SampledToken(token_id, logprobs.get(i)) for i, token_id in enumerate(token_ids)]
 
-    def _adjust(self, row: Tensor, sequence: Sequence) -> None:
-        """Apply everything that changes the logits of one row, in place. Shape [V]."""
+    def _adjust(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
+        """Apply everything that changes logits [n, V], in place. Plain rows cost nothing."""
+        penalized = []
+        for i, sequence in enumerate(sequences):
+            params = sequence.request.sampling
+            if params.logit_bias or params.bad_words or params.min_tokens:
+                self._bias(logits[i], sequence)
+            if _has_penalties(params):
+                penalized.append(i)
+        if penalized:
+            _penalize(logits, penalized, [sequences[i] for i in penalized])
+        for i, sequence in enumerate(sequences):
+            if sequence.matcher is not None or sequence.request.sampling.allowed_token_ids:
+                _mask(logits[i], sequence)
+
+    def _bias(self, row: Tensor, sequence: Sequence) -> None:
+        """Apply logit_bias, min_tokens and bad_words to one row [V]."""
         params = sequence.request.sampling
         if params.logit_bias:
             ids = torch.tensor(list(params.logit_bias), device=row.device)
@@ -77,22 +93,29 @@ class Sampler:
             row[sorted(stops)] = _MASKED
         if params.bad_words:
             row[_ends_of_bad_words(params, sequence.output_token_ids)] = _MASKED
-        if _has_penalties(params):
-            if sequence.history is None:
-                sequence.history = TokenHistory(
-                    row.shape[0], sequence.request.prompt_token_ids, sequence.output_token_ids
-                )
-            _penalize(row, params, sequence.history)
-        if params.allowed_token_ids is not None:
-            if sequence.forbidden is None:
-                sequence.forbidden = np.ones(row.shape[0], dtype=np.bool_)
-                sequence.forbidden[list(params.allowed_token_ids)] = False
-            # Below what is masked: when every allowed token is masked, it is still one of them.
-            row[torch.from_numpy(sequence.forbidden).to(row.device)] = -torch.inf
-        if isinstance(sequence.matcher, GrammarState):
-            assert sequence.matcher.forbidden is not None, "the masks of the step are not filled"
-            forbidden = torch.from_numpy(sequence.matcher.forbidden)
-            row.masked_fill_(forbidden.to(row.device), -torch.inf)
+
+
+def _mask(row: Tensor, sequence: Sequence) -> None:
+    """Leave only what allowed_token_ids and a grammar let in one row [V]."""
+    allowed = sequence.request.sampling.allowed_token_ids
+    if allowed is not None:
+        if sequence.forbidden is None:
+            sequence.forbidden = np.ones(row.shape[0], dtype=np.bool_)
+            sequence.forbidden[list(allowed)] = False
+        # Below what is masked: when every allowed token is masked, it is still one of them.
+        row.masked_fill_(torch.from_numpy(sequence.forbidden).to(row.device), -torch.inf)
+    if isinstance(sequence.matcher, GrammarState):
+        assert sequence.matcher.forbidden is not None, "the masks of the step are not filled"
+        forbidden = torch.from_numpy(sequence.matcher.forbidden)
+        row.masked_fill_(forbidden.to(row.device), -torch.inf)
+
+
+def _argmax(logits: Tensor) -> list[int]:
+    """The place of the largest value in each row, the first among equals."""
+    # On a CPU numpy's is vectorised, and torch's is not: a thirteenth of the time.
+    best = logits.argmax(dim=-1) if logits.is_cuda else logits.numpy().argmax(axis=-1)
+    ids: list[int] = best.tolist()
+    return ids
 
 
 def _ends_of_bad_words(params: SamplingParams, output: Seq[int]) -> list[int]:
@@ -115,10 +138,31 @@ def _has_penalties(params: SamplingParams) -> bool:
     )
 
 
-def _penalize(row: Tensor, params: SamplingParams, history: TokenHistory) -> None:
-    seen = torch.from_numpy(history.seen).to(row.device)
-    counts = torch.from_numpy(history.output_counts).to(row.device)
-    penalty = params.repetition_penalty
-    row.copy_(torch.where(seen, torch.where(row > 0, row / penalty, row * penalty), row))
-    row -= params.frequency_penalty * counts + params.presence_penalty * (counts > 0)
-    row.clamp_(min=_MASKED)
+def _penalize(logits: Tensor, rows: Seq[int], sequences: Seq[Sequence]) -> None:
+    """Apply the penalties to these rows of logits [n, V], in one pass over the tokens seen."""
+    histories = [_history(sequence) for sequence in sequences]
+    lengths = [len(history.ids) for history in histories]
+    params = [sequence.request.sampling for sequence in sequences]
+
+    def spread(values: Seq[float], kind: npt.DTypeLike = np.float32) -> Tensor:
+        return torch.from_numpy(np.repeat(np.asarray(values, dtype=kind), lengths)).to(device)
+
+    device, vocab_size = logits.device, logits.shape[1]
+    starts = spread([row * vocab_size for row in rows], np.int64)
+    places = starts + torch.from_numpy(np.concatenate([h.ids for h in histories])).to(device)
+    counts = torch.from_numpy(np.concatenate([h.output_counts for h in histories])).to(device)
+    repetition = spread([p.repetition_penalty for p in params])
+    frequency = spread([p.frequency_penalty for p in params])
+    presence = spread([p.presence_penalty for p in params])
+    values = logits.view(-1)[places]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    values -= frequency * counts + presence * (counts > 0)
+    logits.view(-1)[places] = values.clamp_(min=_MASKED)
+
+
+def _history(sequence: Sequence) -> TokenHistory:
+    if sequence.history is None:
+        sequence.history = TokenHistory(
+            sequence.request.prompt_token_ids, sequence.output_token_ids
+        )
+    return sequence.history

@@ -45,19 +45,40 @@ class StepResult:
 
 
 class TokenHistory:
-    """The tokens that a sequence's penalties look at, counted. Only kept where one is used."""
+    """The tokens that a sequence's penalties look at, each once, with how often it was put out.
 
-    def __init__(self, vocab_size: int, prompt: Seq[int], output: Seq[int]) -> None:
-        self.output_counts: npt.NDArray[np.float32] = np.zeros(vocab_size, dtype=np.float32)
-        self.seen: npt.NDArray[np.bool_] = np.zeros(vocab_size, dtype=np.bool_)
-        """In the prompt or the output."""
-        self.seen[np.asarray(prompt, dtype=np.int64)] = True
+    Only kept where a penalty is used.
+    """
+
+    def __init__(self, prompt: Seq[int], output: Seq[int]) -> None:
+        ids = np.unique(np.asarray(prompt, dtype=np.int64))
+        self._ids, self._counts = ids, np.zeros(len(ids), dtype=np.float32)
+        self._num = len(ids)
+        self._places = {token_id: place for place, token_id in enumerate(ids.tolist())}
         for token_id in output:
             self.add(token_id)
 
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """All that are in the prompt or the output."""
+        return self._ids[: self._num]
+
+    @property
+    def output_counts(self) -> npt.NDArray[np.float32]:
+        """How often each of them is in the output."""
+        return self._counts[: self._num]
+
     def add(self, token_id: int) -> None:
-        self.output_counts[token_id] += 1
-        self.seen[token_id] = True
+        """Count a token of the output."""
+        place = self._places.setdefault(token_id, self._num)
+        if place == self._num:
+            if place == len(self._ids):
+                grown = 2 * place + 16
+                self._ids = np.resize(self._ids, grown)
+                self._counts = np.resize(self._counts, grown)
+            self._ids[place], self._counts[place] = token_id, 0
+            self._num += 1
+        self._counts[place] += 1
 
 
 class Matcher(Protocol):
