@@ -36,6 +36,15 @@ SUPPLY_READY := $(SUPPLY_VENV)/.installed
 LOCK = $(SUPPLY_BIN)/uv pip compile --quiet --no-config --no-header --no-annotate --generate-hashes \
 	--upgrade --no-emit-find-links --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
+# Other people's clients and schemathesis need much that nothing else does.
+CLIENTS := tests/clients_matrix
+CLIENTS_VENV := deploy/.clients-venv
+CLIENTS_READY := $(CLIENTS_VENV)/.installed
+SCHEMATHESIS := tests/schemathesis
+SCHEMATHESIS_VENV := deploy/.schemathesis-venv
+SCHEMATHESIS_READY := $(SCHEMATHESIS_VENV)/.installed
+DURATION ?= 600
+
 # What an installation is made of: when none of it has changed, nothing is installed again.
 SOURCES := pyproject.toml constraints.txt $(foreach x,cpp h inl,$(wildcard dijiang_runtime/ops/cpu/*.$(x)))
 RUNTIME_READY := $(VENV)/.installed-runtime
@@ -141,6 +150,14 @@ chart-test: $(CHART_READY) ## Test the Helm chart, the alerts and the Dockerfile
 ray-test: $(RAY_READY) ## Test the Ray Serve application with two replicas, in an environment of its own
 	$(RAY_BIN)/python -m pytest tests/deploy/test_ray.py -m slow $(ARGS)
 
+.PHONY: clients-test
+clients-test: $(RUNTIME_READY) $(CLIENTS_READY) ## Run other people's clients against a server. Needs Node.js 20
+	$(CLIENTS_VENV)/bin/python -m pytest -c $(CLIENTS)/pytest.ini $(CLIENTS) $(ARGS)
+
+.PHONY: schemathesis
+schemathesis: $(TEST_READY) $(SCHEMATHESIS_READY) ## Hold a server to its OpenAPI document. DURATION= seconds, 600 by default
+	$(BIN)/python -m tests.schemathesis --seconds $(DURATION) $(ARGS)
+
 .PHONY: chart-readme
 chart-readme: $(TEST_READY) ## Write the table of values in the chart's README
 	$(BIN)/python deploy/helm/values_table.py
@@ -177,7 +194,8 @@ install: $(TEST_READY) ## Install everything, for work in an editor
 
 .PHONY: clean
 clean: ## Remove the environment, the caches and the build outputs
-	rm -rf $(VENV) $(CHART_VENV) $(SUPPLY_VENV) $(RAY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CHART_VENV) $(SUPPLY_VENV) $(RAY_VENV) $(CLIENTS_VENV) $(CLIENTS)/node/node_modules \
+		$(SCHEMATHESIS_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -220,4 +238,20 @@ $(RAY_READY): $(SOURCES) deploy/ray/requirements.txt
 		-r deploy/ray/requirements.txt setuptools
 	@$(RAY_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		--no-build-isolation -e .
+	@touch $@
+
+$(CLIENTS_READY): $(CLIENTS)/requirements.txt $(CLIENTS)/node/package.json
+	@test -n "$(PYTHON)" || { echo >&2 "Python 3.11 or newer with venv was not found."; exit 1; }
+	@command -v npm >/dev/null || { echo >&2 "Node.js 20 or newer with npm was not found."; exit 1; }
+	@echo "Installing the clients into $(CLIENTS_VENV)"
+	@$(PYTHON) -m venv $(CLIENTS_VENV)
+	@$(CLIENTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@cd $(CLIENTS)/node && npm install --silent --no-package-lock --ignore-scripts
+	@touch $@
+
+$(SCHEMATHESIS_READY): $(SCHEMATHESIS)/requirements.txt
+	@test -n "$(PYTHON)" || { echo >&2 "Python 3.11 or newer with venv was not found."; exit 1; }
+	@echo "Installing schemathesis into $(SCHEMATHESIS_VENV)"
+	@$(PYTHON) -m venv $(SCHEMATHESIS_VENV)
+	@$(SCHEMATHESIS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -1,0 +1,84 @@
+"""`dijiang serve` with the demo model, for clients that know nothing of it.
+
+The clients live in an environment of their own, which `make clients-test` makes, and which has
+nothing of this project; the server runs in the project's.
+"""
+
+import importlib.util
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "dijiang_runtime" / "demo"
+SERVER = ROOT / ".venv" / "bin" / "python"
+MODEL = "demo"
+
+# No telemetry, no hub; a client that asks for any other host does so in vain. Set here, because
+# some of them look when they are imported.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "LANGCHAIN_TRACING_V2": "false",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "OPENAI_API_KEY": "none",
+    "NO_COLOR": "1",
+    **dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    ),
+    **dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1"),
+}
+
+if importlib.util.find_spec("litellm") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """The address of a running server."""
+    command = [SERVER, "-m", "server.cli", "serve", DEMO, "--port", "0"]
+    command += ["--served-model-name", MODEL]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        log = []
+        try:
+            for line in process.stderr:
+                log.append(line)
+                if line.startswith("Ready"):
+                    break
+            found = re.search(r"Listening on (http://\S+),", "".join(log))
+            assert found, "".join(log)
+            yield found[1]
+        finally:
+            process.terminate()
+            process.stderr.read()
+
+
+@pytest.fixture(scope="session")
+def base_url(url: str) -> str:
+    return f"{url}/v1"
+
+
+@pytest.fixture
+def run() -> Callable[..., str]:
+    """Run a command to its end, and return what it printed."""
+
+    def run(*command: Any, **options: Any) -> str:
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, timeout=200, **options
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return run
