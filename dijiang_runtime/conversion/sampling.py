@@ -14,6 +14,10 @@ from dijiang_runtime.conversion.errors import ConversionError
 from dijiang_runtime.conversion.sources import SEPARATOR
 
 
+MAX_EMPTY_ATTEMPTS = 4096
+"""Texts that a parent may begin before it has written one that is long enough."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
     """How much text is written, and how daring it is."""
@@ -61,7 +65,7 @@ def sample_documents(
         raise ConversionError("The parent has no BOS token, so it cannot start a document.")
     generator = torch.Generator().manual_seed(options.seed)
     ends = {config.bos_token_id, config.eos_token_id}
-    num_bytes = num_tokens = num_documents = 0
+    num_bytes = num_tokens = num_documents = num_attempts = 0
     with out.open("w", encoding="utf-8") as file:
         while not options.is_enough(num_bytes, num_tokens):
             rows = _sample_batch(model, options, generator)
@@ -72,10 +76,11 @@ def sample_documents(
                 num_bytes += file.write(f"{text}\n{SEPARATOR}\n")
                 num_documents += 1
                 num_tokens += len(ids)
-            if num_documents == 0:
+            num_attempts += options.batch_size
+            if num_documents == 0 and num_attempts >= MAX_EMPTY_ATTEMPTS:
                 raise ConversionError(
                     f"The parent wrote no document of {options.min_characters} characters in "
-                    f"{options.batch_size} attempts."
+                    f"{num_attempts} attempts."
                 )
             if report is not None:
                 report(num_bytes)
