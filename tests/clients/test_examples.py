@@ -13,6 +13,7 @@ import pytest
 
 from server.commands.common import DEMO_MODEL_NAME, demo_model_folder
 from tests.e2e.server_process import ServerProcess
+from tests.server.test_tools import HERMES
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/api.md", "docs/clients.md")
@@ -50,6 +51,16 @@ def url() -> Iterator[str]:
         yield process.wait_ready()
 
 
+@pytest.fixture(scope="module")
+def url_with_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo model with a chat template that knows tools, which its own does not."""
+    folder = tmp_path_factory.mktemp("tools") / "model"
+    shutil.copytree(demo_model_folder(), folder)
+    (folder / "chat_template.jinja").write_text(HERMES, encoding="utf-8")
+    with ServerProcess(folder, "--served-model-name", DEMO_MODEL_NAME) as process:
+        yield process.wait_ready()
+
+
 def run(command: list[str], **options: str) -> str:
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=60, cwd=ROOT, **options
@@ -64,10 +75,14 @@ def test_the_pages_have_examples() -> None:
 
 
 @by_name(blocks("python"))
-def test_python_examples_write_an_answer(url: str, code: str) -> None:
+def test_python_examples_write_an_answer(
+    url: str, code: str, request: pytest.FixtureRequest
+) -> None:
     if "langchain" in code and find_spec("langchain_openai") is None:
         pytest.skip("there is no langchain-openai")
     assert SERVER in code
+    if "tools=" in code:
+        url = request.getfixturevalue("url_with_tools")
     written = run([sys.executable, "-c", code.replace(SERVER, url)])
     assert len(written.split()) > 5
 
