@@ -13,7 +13,6 @@ from dijiang_runtime.conversion.data import load_tokenizer
 from dijiang_runtime.conversion.errors import ConversionError
 from dijiang_runtime.conversion.sources import SEPARATOR
 
-
 MAX_EMPTY_ATTEMPTS = 4096
 """Texts that a parent may begin before it has written one that is long enough."""
 

@@ -96,11 +96,11 @@ def _of_parquet(path: Path, column: str) -> Iterator[str]:
 
 
 def _of_dataset(name: str, column: str) -> Iterator[str]:
+    dataset_id, config, split = _parts(name)
     try:
         from datasets import load_dataset
     except ImportError as exc:
         raise _needs("Data sets of the Hub", "datasets") from exc
-    dataset_id, config, split = _parts(name)
     try:
         rows = load_dataset(dataset_id, config, split=split, streaming=True)
         for row in rows:

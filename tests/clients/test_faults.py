@@ -25,7 +25,7 @@ from tests.clients.faulty_proxy import Fault, FaultyProxy
 from tests.e2e.server_process import wait_for
 
 PROMPT = [Message("user", "the quick brown")]
-SAMPLING: Sampling = {"max_tokens": 24, "seed": 7, "ignore_eos": True}
+SAMPLING: Sampling = {"max_tokens": 120, "seed": 7, "ignore_eos": True}
 RETRIES = Retries(max_retries=2, base_seconds=0.02)
 
 
