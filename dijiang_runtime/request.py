@@ -114,9 +114,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
         check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
         check(
-            0.0 < self.repetition_penalty <= 100.0,
+            0.01 <= self.repetition_penalty <= 100.0,
             "repetition_penalty",
-            "above 0 and at most 100",
+            "between 0.01 and 100",  # A smaller one is 0 in the arithmetic of the logits.
         )
         check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
         check(len(self.logit_bias) <= 300, "logit_bias", "at most 300 tokens")

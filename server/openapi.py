@@ -41,7 +41,7 @@ BOUNDS: Final[dict[str, Schema]] = {
     "min_p": {"minimum": 0, "maximum": 1},
     "frequency_penalty": {"minimum": -2, "maximum": 2},
     "presence_penalty": {"minimum": -2, "maximum": 2},
-    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 100},
+    "repetition_penalty": {"minimum": 0.01, "maximum": 100},
     "seed": {"minimum": -INT64, "maximum": INT64 - 1},
     "priority": {"minimum": -INT32, "maximum": INT32 - 1},
     "timeout": {"exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_SECONDS},

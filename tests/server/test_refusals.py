@@ -80,6 +80,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"frequency_penalty": 2.5}, "frequency_penalty"),
     ({"presence_penalty": -2.5}, "presence_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 5e-324}, "repetition_penalty"),
     ({"seed": 2**63}, "seed"),
     ({"seed": -(2**63) - 1}, "seed"),
     ({"seed": 1.0}, "seed"),
