@@ -47,6 +47,8 @@ def visit(url: str, seed: int) -> tuple[str, str]:
     is_stream = kind in ("stream", "leave") and path != "/v1/embeddings"
     if is_stream:
         fields |= {"stream": True}
+    if kind == "leave" and is_stream:
+        fields |= {limit: 5000}  # It must still be going on when the client has left.
     with httpx.Client(base_url=url, timeout=60) as client:
         with client.stream("POST", path, json={**body, **fields}) as response:
             if kind == "leave" and is_stream and response.status_code == 200:
