@@ -182,6 +182,7 @@ def test_every_option_is_a_flag_and_a_variable(
             "device": "cpu",
             "dtype": "bfloat16",
             "log_level": "debug",
+            "tool_call_parser": "hermes",
             "api_key_file": str(key_file),
             "config": str(config_file),
         }
