@@ -19,23 +19,24 @@ DEMO = ROOT / "dijiang_runtime" / "demo"
 SERVER = ROOT / ".venv" / "bin" / "python"
 MODEL = "demo"
 
-# No telemetry, no hub; a client that asks for any other host does so in vain. Set here, because
-# some of them look when they are imported.
-os.environ |= {
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "LANGCHAIN_TRACING_V2": "false",
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "OPENAI_API_KEY": "none",
-    "NO_COLOR": "1",
-    **dict.fromkeys(
-        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
-    ),
-    **dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1"),
-}
-
 if importlib.util.find_spec("litellm") is None:
     collect_ignore_glob = ["test_*.py"]
+else:
+    # No telemetry, no hub; a client that asks for any other host does so in vain. Set here, because
+    # some of them look when they are imported; and only here, because the rest of the suite
+    # imports this file too, and must not be sent to a proxy that is not there.
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "LANGCHAIN_TRACING_V2": "false",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "OPENAI_API_KEY": "none",
+        "NO_COLOR": "1",
+        **dict.fromkeys(
+            ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+        ),
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1"),
+    }
 
 
 @pytest.fixture(scope="session")
