@@ -19,6 +19,8 @@ class DiJiangModel:
     """Wraps the decoder; see `TrainableModel`."""
 
     decoder: Decoder
+    trains_tables: bool = False
+    """Whether training may change D1 and D2. Theirs grow exponentially, and so do gradients."""
 
     @property
     def module(self) -> nn.Module:
@@ -44,9 +46,9 @@ class DiJiangModel:
         self.decoder.gradient_checkpointing = True
 
     def is_trained(self, name: str) -> bool:
-        """The authors freeze the feature map; their decay tables cannot be trained at all."""
+        """The authors freeze the feature map, and at first the decay."""
         if name.endswith((".D1", ".D2")):
-            return False
+            return self.trains_tables
         is_frozen = self.decoder.config.preset == "official"
         return not (is_frozen and name.endswith((".projection", ".log_decay_rate")))
 

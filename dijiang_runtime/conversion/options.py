@@ -84,6 +84,13 @@ class TrainOptions(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=2, description="Tokens of a sequence in that stage, which has no teacher.")
     ] = 2048
     long_lr: Annotated[float, Meta(description="Peak learning rate of that stage.")] = 3e-4
+    decay_tables: Annotated[
+        bool,
+        Meta(
+            description="Train one factor for every head and position instead of fixed decays, as "
+            "the authors' published code does (official preset). To compare with; it learns less."
+        ),
+    ] = False
     gradient_checkpointing: Annotated[
         bool,
         Meta(description="Compute each layer twice instead of keeping what is inside it."),

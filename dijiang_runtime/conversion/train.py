@@ -18,6 +18,7 @@ from dijiang_runtime.conversion.provenance import add_step
 from dijiang_runtime.conversion.sampling import SamplingOptions, sample_documents
 from dijiang_runtime.conversion.sources import source_name
 from dijiang_runtime.conversion.stages import check_stages, plan_stages
+from dijiang_runtime.conversion.tables import with_decay_tables
 from dijiang_runtime.conversion.trainable import TrainableModel, load_model_folder, new_model
 from dijiang_runtime.conversion.vanilla import load_vanilla
 from dijiang_runtime.conversion.workers import Workers, join_workers
@@ -53,6 +54,8 @@ def train(options: TrainOptions, report: Report | None = None) -> TrainableModel
 
 def _train(options: TrainOptions, workers: Workers, report: Report | None) -> TrainableModel:
     model = _initial_model(options)
+    if options.decay_tables:
+        model = with_decay_tables(model)
     teacher = load_vanilla(options.teacher) if options.teacher is not None else None
     check_stages(model, teacher, options)
     for part in (model, teacher):
@@ -152,6 +155,7 @@ def _finish(model: TrainableModel, options: TrainOptions, heldout_loss: float | 
             "context": options.context,
             "batch_size": options.batch_size,
             "lr": options.lr,
+            "decay_tables": options.decay_tables or None,
             "align_fraction": options.align_fraction or None,
             "long_fraction": options.long_fraction or None,
             "long_context": options.long_context if options.long_fraction else None,

@@ -74,6 +74,9 @@ def default_log_decay_rate(num_heads: int) -> Tensor:
 class Attention(nn.Module):
     """Linear attention with a decayed recurrent state, in place of softmax attention."""
 
+    D1: nn.Parameter
+    D2: nn.Parameter
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config = config
@@ -91,8 +94,9 @@ class Attention(nn.Module):
         self.feature_map = FeatureMap(config, seed=1000 * layer)
         if options.decay_tables:
             positions = config.max_position_embeddings
-            self.D1 = nn.Parameter(torch.ones(config.num_heads, positions), requires_grad=False)
-            self.D2 = nn.Parameter(torch.ones(config.num_heads, positions), requires_grad=False)
+            for name in ("D1", "D2"):
+                table = torch.ones(config.num_kv_heads, positions)
+                self.register_parameter(name, nn.Parameter(table, requires_grad=False))
             self._tables: tuple[Tensor, Tensor, Tensor] | None = None
         else:
             self.log_decay_rate = nn.Parameter(default_log_decay_rate(config.num_kv_heads).float())
@@ -185,11 +189,14 @@ class Attention(nn.Module):
         if not self.config.attention.decay_tables:
             return -self.log_decay_rate.to(q.dtype).exp(), q, k
         log_decay, q_scale, k_scale = (t.to(q.dtype) for t in self._decay_tables())
-        q = q * q_scale[positions].unsqueeze(-1)
+        group = q.shape[1] // k.shape[1]
+        q = q * q_scale[positions].repeat_interleave(group, dim=1).unsqueeze(-1)
         k = k * k_scale[positions].unsqueeze(-1)
         return log_decay[positions], q, k
 
     def _decay_tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.D1.requires_grad:
+            return decay_tables(self.D1, self.D2)
         if self._tables is None or self._tables[0].device != self.D1.device:
             self._tables = decay_tables(self.D1, self.D2)
         return self._tables
@@ -207,7 +214,7 @@ def decay_tables(d1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     The weight of token j in row n is D1[n] D2[j]. With c_n = max over j <= n of |D2[j]|:
     decay_n = c_{n-1} / c_n, k_scale_n = D2[n] / c_n, q_scale_n = D1[n] c_n, all but the last
-    at most 1 in magnitude.
+    at most 1 in magnitude. Differentiable: c cancels, so it has no gradient.
 
     Args:
         d1, d2: Shape [H, P], finite.
@@ -215,7 +222,7 @@ def decay_tables(d1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         log decay, q scale and k scale, each of shape [P, H] and float64.
     """
-    d1, d2 = d1.detach().double(), d2.detach().double()
-    c = d2.abs().cummax(dim=1).values.clamp(min=torch.finfo(torch.float64).tiny)
+    d1, d2 = d1.double(), d2.double()
+    c = d2.detach().abs().cummax(dim=1).values.clamp(min=torch.finfo(torch.float64).tiny)
     previous = torch.cat([c[:, :1], c[:, :-1]], dim=1)
     return (previous / c).log().T, (d1 * c).T, (d2 / c).T

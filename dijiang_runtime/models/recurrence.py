@@ -49,8 +49,11 @@ class FreshSequences:
         if log_decay.dim() == 1:
             return training.chunkwise(q, k, v, log_decay).flatten(0, 1)
         log_decay = log_decay[: self.length]  # Positions are the same in every sequence.
-        state = k.new_zeros(self.batch, k.shape[2], k.shape[3], v.shape[3])
-        o, _ = torch_ops.chunk(q, k, v, log_decay, state)
+        # As in `training.chunkwise`: a sum over a whole sequence does not survive bfloat16.
+        with torch.autocast(q.device.type, enabled=False):
+            v = v.to(q.dtype)
+            state = k.new_zeros(self.batch, k.shape[2], k.shape[3], v.shape[3])
+            o, _ = torch_ops.chunk(q, k, v, log_decay, state)
         return o.flatten(0, 1)
 
     def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
