@@ -3,6 +3,7 @@
 import { Exchange, messagesFor } from "./conversation.mjs";
 import { byId } from "./dom.mjs";
 import { ExchangeView } from "./exchange-view.mjs";
+import { Frames } from "./frames.mjs";
 import { knowsMemory } from "./memory.mjs";
 import { MemoryChart } from "./memory-chart.mjs";
 import { EnginePanel, Monitor } from "./monitor.mjs";
@@ -164,17 +165,27 @@ class Playground {
   /** Write down the answer as it arrives. Returns why it ended. */
   async #read(exchange, view, stopwatch, signal) {
     const hasLogprobs = byId("logprobs").checked;
-    let ending = null;
-    for await (const part of streamAnswer(exchange.request, { key: this.#key, signal })) {
-      exchange.answer += part.text;
-      ending = part.finishReason ?? ending;
-      if (part.usage) stopwatch.note(performance.now(), part.usage.completion_tokens);
-      if (!this.#views.has(exchange)) continue;
-      if (part.usage) this.#chart.setTokens(part.usage.total_tokens);
+    let [parts, usage, ending] = [[], null, null];
+    const frames = new Frames(() => {
+      if (!this.#views.has(exchange)) return;
+      if (usage) this.#chart.setTokens(usage.total_tokens);
       keepAtEnd(() => {
-        view.add(part.text, part.tokens, hasLogprobs);
+        for (const { text, tokens } of parts) view.add(text, tokens, hasLogprobs);
         view.showFigures(stopwatch);
       });
+      parts = [];
+    });
+    try {
+      for await (const part of streamAnswer(exchange.request, { key: this.#key, signal })) {
+        exchange.answer += part.text;
+        parts.push(part);
+        usage = part.usage ?? usage;
+        ending = part.finishReason ?? ending;
+        if (part.usage) stopwatch.note(performance.now(), part.usage.completion_tokens);
+        frames.request();
+      }
+    } finally {
+      frames.flush();
     }
     return ending;
   }

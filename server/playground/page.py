@@ -20,6 +20,7 @@ SCRIPTS = (
     "requests",
     "tokens",
     "exchange-view",
+    "frames",
     "memory-chart",
     "monitor",
     "settings",
