@@ -154,8 +154,14 @@ class LimitsMiddleware:
         if "content-length" in headers and "transfer-encoding" in headers:
             # A proxy may believe the one and we the other: where does the next request begin?
             raise InvalidRequestError("Content-Length and Transfer-Encoding exclude each other.")
-        if method in ("GET", "HEAD", "OPTIONS"):
-            return
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            raise InvalidRequestError("The Content-Length header is not a number.")
+        # Compare lengths of digits first: a number of 5,000 digits is not worth converting.
+        if len(length) > 18 or int(length) > self.max_body_bytes:
+            raise BodyTooLargeError(self.max_body_bytes)
+        if method != "POST":
+            return  # Nothing else that is served has a body: the router refuses the method.
         if headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedMediaTypeError("Send the body without Content-Encoding.")
         media_type, _, options = headers.get("content-type", "").partition(";")
@@ -164,12 +170,6 @@ class LimitsMiddleware:
             raise UnsupportedMediaTypeError(
                 "Send JSON in UTF-8, with the header 'Content-Type: application/json'."
             )
-        length = headers.get("content-length", "0")
-        if not length.isdecimal():
-            raise InvalidRequestError("The Content-Length header is not a number.")
-        # Compare lengths of digits first: a number of 5,000 digits is not worth converting.
-        if len(length) > 18 or int(length) > self.max_body_bytes:
-            raise BodyTooLargeError(self.max_body_bytes)
 
 
 class AuthMiddleware:

@@ -71,8 +71,9 @@ class Operation:
     answer: type[msgspec.Struct] | str | None = None
     """What a 200 holds: a type of ours, a media type, or nothing."""
     chunk: type[msgspec.Struct] | None = None
-    """What each event holds where the answer may be a stream."""
-    stream_end: str = ", and `data: [DONE]` after the last"
+    """What the data of each event is where the answer may be a stream."""
+    is_typed_stream: bool = False
+    """Whether its events have names and an own end, rather than `[DONE]`."""
     errors: tuple[int, ...] = (401,)
     unready: type[msgspec.Struct] | None = None
     """What a 503 holds where it is no error, but what was asked for."""
@@ -107,7 +108,7 @@ OPERATIONS: Final = (
         request=ResponsesRequest,
         answer=Response,
         chunk=ResponseEvent,
-        stream_end=", with its type in a line `event: …` before",
+        is_typed_stream=True,
         errors=_GENERATE,
     ),
     Operation(
@@ -177,7 +178,7 @@ def build_document(version: str, *, has_playground: bool, needs_key: bool) -> Sc
     """The document of one server."""
     operations = [o for o in OPERATIONS if has_playground or o.path != "/"]
     document: Schema = {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {
             "title": "DiJiang",
             "version": version,
@@ -218,11 +219,7 @@ def _responses(operation: Operation) -> Schema:
         content["application/json"] = {"schema": _ref(operation.answer)}
     if operation.chunk is not None:
         content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": "With `stream`: events `data: {…}`, each a "
-                f"{operation.chunk.__name__}{operation.stream_end}.",
-            }
+            "itemSchema": _event(operation.chunk, is_typed=operation.is_typed_stream)
         }
     answer: Schema = {"description": "OK"}
     responses = {"200": {**answer, "content": content} if content else answer}
@@ -237,6 +234,22 @@ def _responses(operation: Operation) -> Schema:
             "content": {"application/json": {"schema": _ref(operation.unready)}},
         }
     return responses
+
+
+def _event(chunk: type[msgspec.Struct], *, is_typed: bool) -> Schema:
+    """One server-sent event, as OpenAPI 3.2 describes it: an object of its fields."""
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": _ref(chunk) if is_typed else {"anyOf": [_ref(chunk), _ref(ErrorResponse)]},
+    }
+    event: Schema = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    if is_typed:
+        event["properties"]["event"] = {"type": "string", "description": "The type in the data."}
+        event["required"] = ["event", "data"]
+        return event
+    end = {"type": "object", "properties": {"data": {"const": "[DONE]"}}, "required": ["data"]}
+    return {"anyOf": [end, event]}
 
 
 def _components(operations: Iterable[Operation]) -> Schema:

@@ -15,6 +15,7 @@ import httpx
 from tests.conftest import save_tiny_model
 from tests.e2e.server_process import ServerProcess, metrics
 
+CONFIG = Path(__file__).with_name("schemathesis.toml")
 PROGRAM = Path(__file__).parents[2] / "deploy" / ".schemathesis-venv" / "bin" / "schemathesis"
 
 CHECKS = (
@@ -46,7 +47,7 @@ def campaign(seconds: int, seed: int, more: list[str]) -> int:
         url = server.wait_ready()
         engine = server.engine.pid
         command = [
-            *(str(PROGRAM), "run", f"{url}/openapi.json"),
+            *(str(PROGRAM), "--config-file", str(CONFIG), "run", f"{url}/openapi.json"),
             *("--checks", ",".join(CHECKS), "--mode", "all", "--max-time", str(seconds)),
             *("--phases", "coverage,fuzzing", "--continue-on-failure", "--seed", str(seed)),
             *("--request-timeout", "60", "--generation-database", "none", "--no-color"),

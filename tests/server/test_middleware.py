@@ -99,6 +99,15 @@ async def test_a_body_that_is_not_plain_json_is_refused_unread(
     assert not read
 
 
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "HELLO"])
+async def test_a_wrong_method_is_refused_whatever_it_brings(
+    client: httpx.AsyncClient, method: str
+) -> None:
+    for headers in ({}, {"content-type": "text/plain"}):
+        response = await client.request(method, URL, content=b"x", headers=headers)
+        assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])
 async def test_json_may_be_spelled_with_its_charset(client: httpx.AsyncClient, kind: str) -> None:
     response = await client.post(URL, json=BODY, headers={"content-type": kind})
