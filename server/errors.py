@@ -161,7 +161,7 @@ def error_response(exc: Exception, request_id: str) -> Response:
         headers["X-Should-Retry"] = "false"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 413:
+    if status in (413, 415):
         # The rest of the body is not read, so the connection cannot carry another request.
         headers["Connection"] = "close"
     return _json_response(status, body, headers)

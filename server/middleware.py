@@ -21,7 +21,6 @@ from server.errors import (
     AuthenticationError,
     BodyTooLargeError,
     ClientDisconnectedError,
-    UnsupportedMediaTypeError,
     error_response,
 )
 from server.metrics import Metrics
@@ -120,7 +119,7 @@ class RequestMiddleware:
 
 
 class LimitsMiddleware:
-    """Refuses bodies that are too long or not plain JSON, the former also while reading them."""
+    """Refuses bodies that are too long, before and while they are read."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self.app = app
@@ -131,7 +130,7 @@ class LimitsMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            self._check_headers(scope["method"], Headers(scope=scope))
+            self._check_headers(Headers(scope=scope))
         except InvalidRequestError as exc:
             refusal = error_response(exc, record_of(scope).request_id)
             # What follows on this connection is a body that nobody reads.
@@ -150,7 +149,7 @@ class LimitsMiddleware:
 
         await self.app(scope, counted_receive, send)
 
-    def _check_headers(self, method: str, headers: Headers) -> None:
+    def _check_headers(self, headers: Headers) -> None:
         if "content-length" in headers and "transfer-encoding" in headers:
             # A proxy may believe the one and we the other: where does the next request begin?
             raise InvalidRequestError("Content-Length and Transfer-Encoding exclude each other.")
@@ -160,16 +159,6 @@ class LimitsMiddleware:
         # Compare lengths of digits first: a number of 5,000 digits is not worth converting.
         if len(length) > 18 or int(length) > self.max_body_bytes:
             raise BodyTooLargeError(self.max_body_bytes)
-        if method != "POST":
-            return  # Nothing else that is served has a body: the router refuses the method.
-        if headers.get("content-encoding", "identity") != "identity":
-            raise UnsupportedMediaTypeError("Send the body without Content-Encoding.")
-        media_type, _, options = headers.get("content-type", "").partition(";")
-        charset = options.strip().lower().removeprefix("charset=").strip('"')
-        if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
-            raise UnsupportedMediaTypeError(
-                "Send JSON in UTF-8, with the header 'Content-Type: application/json'."
-            )
 
 
 class AuthMiddleware:

@@ -78,8 +78,9 @@ class RequestModel(BaseModel):
     expectations: ClassVar[Mapping[str, str]] = EXPECTATIONS
     """What fields of several types must be, in words."""
 
-    def check_unsupported(self) -> None:
-        """Raise `UnsupportedParameterError` for a field that would change the answer."""
+    def check_unsupported(self, where: str = "") -> None:
+        """Raise `UnsupportedParameterError` for a field that would change the answer. `where` is
+        what stands before its name in the request."""
         for name, value in (self.model_extra or {}).items():
             if name not in self.unsupported or value is None:
                 continue
@@ -88,7 +89,8 @@ class RequestModel(BaseModel):
             if not any(value == h and type(value) is type(h) for h in harmless):
                 hint = " Use structured_outputs." if name.startswith("guided_") else ""
                 raise UnsupportedParameterError(
-                    f"{name} is not supported by this server.{hint}", param=name
+                    f"{where}{name} is not supported by this server.{hint}",
+                    param=f"{where}{name}",
                 )
 
     def ignored_fields(self) -> list[str]:

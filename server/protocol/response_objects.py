@@ -1,12 +1,15 @@
 """`/v1/responses`, answers: the response object, and the events of a stream."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 
 from server.protocol.logprobs import ChatTokenLogprob
+from server.protocol.responses import NamedFunction, ResponseTool, TextOptions
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
 class OutputText(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,12 +19,29 @@ class OutputText(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[ChatTokenLogprob] = []
 
 
-class OutputMessage(msgspec.Struct, frozen=True, kw_only=True):
+class OutputMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
+    """What the model wrote."""
+
     id: str
-    type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
-    status: Status
+    status: ItemStatus
     content: tuple[OutputText, ...]
+
+
+class FunctionCall(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"
+):
+    """A function that the client is to call."""
+
+    id: str
+    call_id: str
+    """What the output of the call is sent back with."""
+    name: str
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem = OutputMessage | FunctionCall
 
 
 class InputDetails(msgspec.Struct, frozen=True):
@@ -52,12 +72,42 @@ class ResponseError(msgspec.Struct, frozen=True):
     code: Literal["server_error"] = "server_error"
 
 
-class PlainText(msgspec.Struct, frozen=True):
-    type: Literal["text"] = "text"
+class PlainText(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    pass
+
+
+class JsonObject(msgspec.Struct, frozen=True, tag_field="type", tag="json_object"):
+    pass
+
+
+class JsonSchema(msgspec.Struct, frozen=True, tag_field="type", tag="json_schema", kw_only=True):
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool = True
 
 
 class ResponseText(msgspec.Struct, frozen=True):
-    format: PlainText = PlainText()
+    """The form of the answer."""
+
+    format: PlainText | JsonObject | JsonSchema = PlainText()
+
+
+class FunctionTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that the answer may call."""
+
+    type: Literal["function"] = "function"
+    name: str
+    description: str | None
+    parameters: dict[str, Any] | None
+    strict: bool
+
+
+class ChosenFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """The function that the answer must call."""
+
+    type: Literal["function"] = "function"
+    name: str
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,16 +126,16 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     max_tool_calls: None = None
     metadata: dict[str, str]
     model: str
-    output: tuple[OutputMessage, ...] = ()
+    output: tuple[OutputItem, ...] = ()
     parallel_tool_calls: bool
     previous_response_id: None = None
     reasoning: None = None
     service_tier: Literal["default"] = "default"
     store: bool = False
     temperature: float
-    text: ResponseText = ResponseText()
-    tool_choice: Literal["auto", "none"] = "auto"
-    tools: tuple[()] = ()
+    text: ResponseText
+    tool_choice: Literal["auto", "none", "required"] | ChosenFunction
+    tools: tuple[FunctionTool, ...]
     top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
@@ -100,10 +150,48 @@ class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     sequence_number: int
     response: Response | msgspec.UnsetType = msgspec.UNSET
     output_index: int | msgspec.UnsetType = msgspec.UNSET
-    item: OutputMessage | msgspec.UnsetType = msgspec.UNSET
+    item: OutputItem | msgspec.UnsetType = msgspec.UNSET
     item_id: str | msgspec.UnsetType = msgspec.UNSET
     content_index: int | msgspec.UnsetType = msgspec.UNSET
     part: OutputText | msgspec.UnsetType = msgspec.UNSET
     delta: str | msgspec.UnsetType = msgspec.UNSET
     text: str | msgspec.UnsetType = msgspec.UNSET
+    name: str | msgspec.UnsetType = msgspec.UNSET
+    arguments: str | msgspec.UnsetType = msgspec.UNSET
     logprobs: list[ChatTokenLogprob] | msgspec.UnsetType = msgspec.UNSET
+
+
+def text_form(text: TextOptions | None) -> ResponseText:
+    """The form of the answer that a request asks for."""
+    wanted = text.format if text is not None else None
+    if wanted is None or wanted.type == "text":
+        return ResponseText()
+    if wanted.type == "json_object":
+        return ResponseText(JsonObject())
+    return ResponseText(
+        JsonSchema(
+            name=wanted.name or "", schema=wanted.schema_ or {}, description=wanted.description
+        )
+    )
+
+
+def chosen_tool(
+    choice: Literal["auto", "none", "required"] | NamedFunction | None,
+) -> Literal["auto", "none", "required"] | ChosenFunction:
+    """How a request lets the answer call."""
+    if isinstance(choice, NamedFunction):
+        return ChosenFunction(name=choice.name)
+    return choice or "auto"
+
+
+def tool_objects(tools: Sequence[ResponseTool] | None) -> tuple[FunctionTool, ...]:
+    """The functions that a request has."""
+    return tuple(
+        FunctionTool(
+            name=tool.name or "",
+            description=tool.description,
+            parameters=tool.parameters,
+            strict=bool(tool.strict),
+        )
+        for tool in tools or ()
+    )

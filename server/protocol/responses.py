@@ -1,4 +1,4 @@
-"""`/v1/responses`, requests. What is stored nowhere, calls no tools and reads only text."""
+"""`/v1/responses`, requests. Nothing is stored, and the only tools are the client's functions."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -7,67 +7,81 @@ from pydantic import Field
 
 from dijiang_runtime.errors import InvalidRequestError
 from server.errors import UnsupportedParameterError
-from server.protocol.chat import ChatCompletionRequest, ChatMessage, Role
+from server.protocol.chat import ChatCompletionRequest, ChatMessage
 from server.protocol.common import EXPECTATIONS, UNSUPPORTED_FIELDS, RequestModel
+from server.protocol.response_input import InputItem, required, to_messages
 from server.protocol.sampling import EngineRequest
+from server.protocol.structure import ResponseFormat
+from server.protocol.tools import (
+    MAX_TOOLS,
+    FunctionDefinition,
+    FunctionName,
+    NamedToolChoice,
+    Tool,
+    ToolChoice,
+)
 
 LOGPROBS = "message.output_text.logprobs"
 MAX_METADATA = 16
 
 
-class InputPart(RequestModel):
-    """One part of an item's content. Only text is understood."""
-
-    type: str
-    text: str | None = None
-
-
-class InputItem(RequestModel):
-    """A message of the conversation; one of an earlier answer may be sent as it came."""
-
-    type: str | None = None
-    role: Role | None = None
-    content: str | Annotated[list[InputPart], Field(max_length=1024, fail_fast=True)] | None = None
-    id: str | None = None
-    status: str | None = None
-
-    def to_message(self, where: str) -> ChatMessage:
-        """The message that this item is. `where` is its place in the request."""
-        if self.type not in (None, "message"):
-            raise UnsupportedParameterError(
-                f"{where}.type must be 'message': this server reads nothing else.",
-                param=f"{where}.type",
-            )
-        if self.role is None:
-            raise InvalidRequestError(f"{where}.role is required.", param=f"{where}.role")
-        if self.content is None:
-            raise InvalidRequestError(f"{where}.content is required.", param=f"{where}.content")
-        if isinstance(self.content, str):
-            return ChatMessage(role=self.role, content=self.content)
-        texts = [part_text(part, f"{where}.content[{i}]") for i, part in enumerate(self.content)]
-        return ChatMessage(role=self.role, content="".join(texts))
-
-
-def part_text(part: InputPart, where: str) -> str:
-    """The text of a part, or an error that names its place."""
-    if part.type not in ("input_text", "output_text", "text"):
-        raise UnsupportedParameterError(
-            f"{where}.type must be 'input_text' or 'output_text': this model reads nothing else.",
-            param=f"{where}.type",
-        )
-    if part.text is None:
-        raise InvalidRequestError(f"{where}.text is required.", param=f"{where}.text")
-    return part.text
-
-
 class TextFormat(RequestModel):
-    type: str
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+    """Makes no difference: a schema always holds strictly."""
+
+    def to_chat(self) -> ResponseFormat:
+        """The same for a chat."""
+        if self.type != "json_schema":
+            return ResponseFormat(type=self.type)
+        named = {
+            "name": required(self.name, "text.format.name"),
+            "schema": required(self.schema_, "text.format.schema"),
+        }
+        return ResponseFormat.model_validate({"type": self.type, "json_schema": named})
 
 
 class TextOptions(RequestModel):
     """The form of the answer."""
 
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
+
     format: TextFormat | None = None
+
+
+class ResponseTool(FunctionDefinition):
+    """A function that the client can call. `type` is `function`."""
+
+    type: str
+    name: str | None = None  # type: ignore[assignment]
+    """Required; other types of tools, which are refused, have none."""
+
+    def to_chat(self, where: str) -> Tool:
+        """The same for a chat. `where` is its place in the request."""
+        if self.type != "function":
+            raise UnsupportedParameterError(
+                f"{where}.type must be 'function': this server has no tools of its own.",
+                param=f"{where}.type",
+            )
+        function = FunctionDefinition(
+            name=required(self.name, f"{where}.name"),
+            description=self.description,
+            parameters=self.parameters,
+            strict=self.strict,
+        )
+        return Tool(type="function", function=function)
+
+
+class NamedFunction(RequestModel):
+    """Call this one."""
+
+    type: Literal["function"]
+    name: str
 
 
 class ResponseStreamOptions(RequestModel):
@@ -92,8 +106,6 @@ class ResponsesRequest(EngineRequest):
         "prompt": (),
         "reasoning": ({},),
         "stop": ([],),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
     }
 
     expectations: ClassVar[Mapping[str, str]] = {
@@ -115,11 +127,15 @@ class ResponsesRequest(EngineRequest):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     text: TextOptions | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    """Default: auto, if there are tools."""
     truncation: Literal["auto", "disabled"] | None = None
     """`auto` keeps the end of an input that is too long."""
     store: bool | None = None
     """Nothing is stored: true is refused."""
     parallel_tool_calls: bool | None = None
+    """Whether one answer may call several times. Default: true."""
     metadata: dict[str, str] | None = None
     """Sent back with the answer."""
 
@@ -155,12 +171,14 @@ class ResponsesRequest(EngineRequest):
             raise UnsupportedParameterError(
                 "store must be false: this server stores no responses.", param="store"
             )
-        if self.text and self.text.format and self.text.format.type != "text":
-            raise UnsupportedParameterError(
-                "text.format must be text: this endpoint has no other.", param="text.format"
-            )
+        if self.text is not None:
+            self.text.check_unsupported("text.")
         if any(name != LOGPROBS for name in self.include or ()):
             raise UnsupportedParameterError(f"include may only have {LOGPROBS}.", param="include")
+        if self.wants_logprobs and self.tools and self.tool_choice != "none":
+            raise UnsupportedParameterError(
+                "include cannot ask for logprobs where there are tools.", param="include"
+            )
 
     def to_chat(self) -> ChatCompletionRequest:
         """The same question to the chat endpoint."""
@@ -170,8 +188,9 @@ class ResponsesRequest(EngineRequest):
         if isinstance(self.input, str):
             messages.append(ChatMessage(role="user", content=self.input))
         else:
-            messages += [item.to_message(f"input[{i}]") for i, item in enumerate(self.input)]
+            messages += to_messages(self.input)
         limit = self.truncate_prompt_tokens
+        form = self.text.format if self.text is not None else None
         return ChatCompletionRequest(
             messages=messages,
             max_completion_tokens=self.max_output_tokens,
@@ -183,8 +202,24 @@ class ResponsesRequest(EngineRequest):
             top_logprobs=self.top_logprobs if self.wants_logprobs else None,
             truncate_prompt_tokens=-1 if limit is None and self.truncation == "auto" else limit,
             truncation_side=self.truncation_side,
+            tools=[tool.to_chat(f"tools[{i}]") for i, tool in enumerate(self.tools or ())],
+            tool_choice=self._chat_tool_choice,
+            parallel_tool_calls=self.parallel_tool_calls,
+            response_format=form.to_chat() if form is not None else None,
         )
 
+    @property
+    def _chat_tool_choice(self) -> ToolChoice | None:
+        choice = self.tool_choice
+        if not isinstance(choice, NamedFunction):
+            return choice
+        return NamedToolChoice(type="function", function=FunctionName(name=choice.name))
 
-OWN_NAMES: Mapping[str, str] = {"messages": "input", "max_completion_tokens": "max_output_tokens"}
-"""What the chat endpoint's parameters are called here."""
+
+OWN_NAMES: Mapping[str, str] = {
+    r"\bmessages(\[\d+\][\w.\[\]]*)?": "input",
+    r"\bmax_completion_tokens\b": "max_output_tokens",
+    r"\bresponse_format(\.json_schema)?": "text.format",
+    r"(\btools\[\d+\])\.function": r"\1",
+}
+"""What the chat endpoint's parameters are called here, as patterns and what replaces them."""

@@ -17,6 +17,7 @@ from dijiang_runtime.errors import ContextLengthError, EngineDeadError, InvalidR
 from dijiang_runtime.request import Grammar
 from dijiang_runtime.tokenizer import LONG_TEXT
 from server.context import ServerContext
+from server.errors import UnsupportedMediaTypeError
 from server.generation import Choice, Generation
 from server.lifecycle import client_left, run_for_client
 from server.middleware import record_of
@@ -24,6 +25,7 @@ from server.protocol.common import MaybeUsage, RequestModel, parse_body
 from server.protocol.sampling import EngineRequest, GenerationRequest
 from server.version import VERSION
 
+M = TypeVar("M", bound=RequestModel)
 G = TypeVar("G", bound=EngineRequest)
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,9 +46,22 @@ class AnswerHead:
     system_fingerprint: str
 
 
+async def read_body(http: Request, request_type: type[M]) -> M:
+    """The body as a request. One that is not plain JSON in UTF-8 is refused unread."""
+    if http.headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaTypeError("Send the body without Content-Encoding.")
+    media_type, _, options = http.headers.get("content-type", "").partition(";")
+    charset = options.strip().lower().removeprefix("charset=").strip('"')
+    if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
+        raise UnsupportedMediaTypeError(
+            "Send JSON in UTF-8, with the header 'Content-Type: application/json'."
+        )
+    return parse_body(request_type, await http.body())
+
+
 async def read_request(http: Request, context: ServerContext, request_type: type[G]) -> G:
     """The body, as far as it can be checked without the model."""
-    body = parse_body(request_type, await http.body())
+    body = await read_body(http, request_type)
     body.check(max_choices=context.config.max_choices)
     return body
 

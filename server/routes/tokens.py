@@ -5,7 +5,6 @@ from starlette.responses import Response
 
 from dijiang_runtime.errors import InvalidRequestError
 from server.context import ContextDep, ServerContext
-from server.protocol.common import parse_body
 from server.protocol.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -13,14 +12,20 @@ from server.protocol.tokens import (
     TokenizeResponse,
 )
 from server.routes.chat import read_messages
-from server.routes.common import MAX_CHARS_PER_TOKEN, ignored_header, json_response, off_loop
+from server.routes.common import (
+    MAX_CHARS_PER_TOKEN,
+    ignored_header,
+    json_response,
+    off_loop,
+    read_body,
+)
 
 router = APIRouter()
 
 
 @router.post("/tokenize")
 async def tokenize(http: Request, context: ContextDep) -> Response:
-    body = parse_body(TokenizeRequest, await http.body())
+    body = await read_body(http, TokenizeRequest)
     body.check()
     context.model.resolve_name(body.model)
     if body.prompt is not None:
@@ -43,7 +48,7 @@ async def tokenize(http: Request, context: ContextDep) -> Response:
 
 @router.post("/detokenize")
 async def detokenize(http: Request, context: ContextDep) -> Response:
-    body = parse_body(DetokenizeRequest, await http.body())
+    body = await read_body(http, DetokenizeRequest)
     context.model.resolve_name(body.model)
     vocab_size = context.engine.info.vocab_size
     if body.tokens and not 0 <= min(body.tokens) <= max(body.tokens) < vocab_size:

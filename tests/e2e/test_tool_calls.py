@@ -87,3 +87,33 @@ def test_the_library_parses_calls_and_schemas(client: openai.OpenAI) -> None:
     called = client.chat.completions.parse(**ASK, tools=TOOLS, tool_choice="required")
     for call in called.choices[0].message.tool_calls:
         assert isinstance(call.function.parsed_arguments, MODELS[call.function.name])
+
+
+def test_responses_call_and_keep_to_schemas_as_chats_do(client: openai.OpenAI) -> None:
+    wanted: dict[str, Any] = {"model": "tiny", "input": "the fox", "max_output_tokens": 400}
+    parsed = client.responses.parse(**wanted, text_format=City)
+    assert isinstance(parsed.output_parsed, City)
+
+    tools: list[Any] = [
+        {"type": "function", "name": name, "parameters": model.model_json_schema(), "strict": True}
+        for name, model in MODELS.items()
+    ]
+    called = {**wanted, "tools": tools, "tool_choice": "required", "temperature": 0}
+    answer = client.responses.create(**called)
+    assert answer.output and answer.status == "completed"
+    for call in answer.output:
+        assert call.type == "function_call"
+        MODELS[call.name].model_validate_json(call.arguments)
+    with client.responses.stream(**called) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_response()
+    assert {"response.function_call_arguments.delta", "response.completed"} <= kinds
+    calls = [(call.name, call.arguments) for call in answer.output]
+    assert [(call.name, call.arguments) for call in final.output] == calls
+
+    results = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+        for call in answer.output
+    ]
+    items: list[Any] = [{"role": "user", "content": "the fox"}, *answer.output, *results]
+    assert client.responses.create(**{**called, "input": items}).output

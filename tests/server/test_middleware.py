@@ -106,6 +106,8 @@ async def test_a_wrong_method_is_refused_whatever_it_brings(
     for headers in ({}, {"content-type": "text/plain"}):
         response = await client.request(method, URL, content=b"x", headers=headers)
         assert (response.status_code, response.headers["allow"]) == (405, "POST")
+        response = await client.post("/v1/models", content=b"x", headers=headers)
+        assert (response.status_code, response.headers["allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON"])

@@ -168,6 +168,9 @@ OF_RESPONSES = {
     "include": ["message.output_text.logprobs"],
     "top_logprobs": 2,
     "text": {"format": {"type": "text"}},
+    # This model knows no tools.
+    "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+    "tool_choice": "none",
     "truncation": "auto",
     "store": False,
     "parallel_tool_calls": True,

@@ -122,6 +122,29 @@ async def test_a_stream_that_fails_ends_with_failed(
         ({"input": [{"role": "robot", "content": "x"}]}, "input", None),
         ({"input": [{"content": "x"}]}, "input[0].role", None),
         ({"input": [{"role": "user"}]}, "input[0].content", None),
+        ({"input": [{"type": "function_call"}]}, "input[0].name", None),
+        (
+            {"input": [{"type": "function_call", "name": "f", "arguments": "["}]},
+            "input[0].arguments",
+            None,
+        ),
+        (
+            {"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]},
+            "input[0].call_id",
+            None,
+        ),
+        (
+            {
+                "instructions": "x",
+                "input": [
+                    {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "1"}
+                ],
+            },
+            "input",
+            "unsupported_parameter",
+        ),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id", None),
+        ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input[0].output", None),
         ({"input": [{"type": "item_reference"}]}, "input[0].type", "unsupported_parameter"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
@@ -144,8 +167,6 @@ async def test_a_stream_that_fails_ends_with_failed(
                 {"conversation": "c"},
                 {"background": True},
                 {"include": ["reasoning.encrypted_content"]},
-                {"tools": [{"type": "web_search"}]},
-                {"tool_choice": "required"},
                 {"reasoning": {"effort": "low"}},
                 {"prompt": {"id": "p"}},
                 {"n": 2},
@@ -154,7 +175,16 @@ async def test_a_stream_that_fails_ends_with_failed(
                 {"response_format": {"type": "json_object"}},
             )
         ),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format", "unsupported_parameter"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type", None),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.name", None),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", None),
+        ({"text": {"verbosity": "low"}}, "text.verbosity", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name", None),
+        ({"tools": [{"type": "function", "name": "?"}]}, "tools[0].name", None),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools", "unsupported_parameter"),
+        ({"tool_choice": "required"}, "tool_choice", None),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice", None),
     ],
 )
 async def test_what_is_wrong_is_named(
@@ -163,6 +193,33 @@ async def test_what_is_wrong_is_named(
     response = await client.post(PATH, json={"input": "x", **fields})
     error = response.json()["error"]
     assert (response.status_code, error["param"], error["code"]) == (400, param, code)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_answer_can_be_held_to_a_schema(
+    client: httpx.AsyncClient, engine: FakeEngine, is_stream: bool
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "name": "thing", "schema": schema, "strict": True}
+    engine.answer = '{"a": 1}'
+    body = {"input": "x", "text": {"format": form}, "stream": is_stream}
+    response = await client.post(PATH, json=body)
+    answer = read_events(response.text)[-1]["response"] if is_stream else response.json()
+    assert Response.model_validate(answer, strict=True).output_text == engine.answer
+    assert answer["text"] == {"format": {**form, "description": None}}
+    [request] = engine.requests
+    grammar = request.sampling.grammar
+    assert grammar is not None and json.loads(grammar.text) == schema
+
+    await client.post(PATH, json={"input": "x", "text": {"format": {"type": "json_object"}}})
+    grammar = engine.requests[-1].sampling.grammar
+    assert grammar is not None and json.loads(grammar.text) == {"type": "object"}
+
+
+async def test_a_schema_that_cannot_be_used_is_named(client: httpx.AsyncClient) -> None:
+    form = {"type": "json_schema", "name": "thing", "schema": {"not": {}}}
+    response = await client.post(PATH, json={"input": "x", "text": {"format": form}})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "text.format.schema")
 
 
 async def test_an_input_that_is_too_long_is_cut_where_that_is_wanted(
