@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.commands.bench_training import bench_training
 from server.commands.common import fail, log_plainly, model_folder
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ def bench(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything measured to this file.")
     ] = None,
+    training: Annotated[
+        bool,
+        typer.Option("--training", help="Measure the training operator instead, by length."),
+    ] = False,
 ) -> None:
     """Measure decode by batch and by position, and prefill by length, side by side in one run.
 
@@ -53,6 +58,9 @@ def bench(
 
     log_plainly()
     console = Console(highlight=False)
+    if training:
+        bench_training(console, threads, rounds, json_file)
+        return
     with Console(stderr=True).status("Loading torch") as status:
         import torch
 
