@@ -40,9 +40,9 @@ def training_table(rows: list[dict[str, Any]]) -> "Table":
     from rich.table import Table
 
     table = Table("length", title="Training by length")
-    for name in ("chunkwise, tokens/s", "parallel, tokens/s", "ratio"):
+    for name in ("chunkwise\ntokens/s", "parallel\ntokens/s", "ratio"):
         table.add_column(name)
-    for name in ("chunkwise, MiB", "parallel, MiB", "rounds", "disturbed"):
+    for name in ("chunkwise\nMiB", "parallel\nMiB", "rounds", "disturbed"):
         table.add_column(name)
     for column in table.columns:
         column.justify = "right"
