@@ -8,6 +8,7 @@ import typer
 
 from dijiang_runtime.errors import DiJiangError
 from server.commands.bench import bench
+from server.commands.bench_http import bench_http
 from server.commands.chat import chat
 from server.commands.common import TRACEBACK_VARIABLE
 from server.commands.conversion import evaluate, sample, tokenizer
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "chat": (chat, "Chat with a running server."),
     "inspect": (inspect, "Show what a model costs, beside its parent's KV cache."),
     "bench": (bench, "Measure decode and prefill throughput."),
+    "bench-http": (bench_http, "Compare a server's speed with its engine's alone."),
     "convert": (convert, "Turn a pretrained Transformer into a DiJiang model."),
     "kernel-error": (kernel_error, "Compare feature maps with softmax attention."),
     "train": (train, "Train a model on text, with or without a teacher."),
