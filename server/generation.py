@@ -156,16 +156,19 @@ class Generation:
         return choices
 
     async def _one_stream(self) -> AsyncIterator[Batch]:
-        async for output in self._streams[0]:
-            yield [(0, output)]
+        stream = self._streams[0]
+        # Tokens that came apart stay apart, so that each has an event of its own.
+        while outputs := await stream.unread():
+            yield [(0, output) for output in outputs]
 
     async def _many_streams(self) -> AsyncIterator[Batch]:
         queue: asyncio.Queue[tuple[int, RequestOutput | Exception]] = asyncio.Queue()
 
         async def pump(index: int, stream: RequestStream) -> None:
             try:
-                async for output in stream:
-                    queue.put_nowait((index, output))
+                while outputs := await stream.unread():
+                    for output in outputs:
+                        queue.put_nowait((index, output))
             except Exception as exc:
                 queue.put_nowait((index, exc))
 

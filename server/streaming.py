@@ -7,8 +7,9 @@ event with an `error`, after which the connection is closed without `[DONE]`.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+from uuid import uuid4
 
 import msgspec
 from starlette.responses import Response
@@ -70,6 +71,20 @@ def event(data: Any) -> bytes:
     return b"data: " + _encoder.encode(data) + b"\n\n"
 
 
+class EventTemplate:
+    """Events that differ in one text alone, without encoding the rest of them each time."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        """`make` gives the data of the event for a text."""
+        # Random, so that nothing else in the event can read like it.
+        mark = uuid4().hex
+        head, tail = event(make(mark)).split(_encoder.encode(mark))
+        self._head, self._tail = head, tail
+
+    def event(self, text: str) -> bytes:
+        return self._head + _encoder.encode(text) + self._tail
+
+
 class EventStream(Response):
     """The response that sends a generation while it runs, and aborts it when the client leaves."""
 
@@ -93,6 +108,8 @@ class EventStream(Response):
         self._patience = context.config.send_timeout_seconds or None
         self._keep_alive = context.config.sse_keep_alive_seconds or None
         self._last_sent_at = 0.0
+        self._sending_since: float | None = None
+        """Since when a write waits for the client to read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -100,7 +117,11 @@ class EventStream(Response):
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
             ending = await self._ending(record, receive, send)
-        await self._send(ending, send, more=False)
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._send(ending, send, more=False)
+        except TimeoutError:
+            raise ClientDisconnectedError from None
 
     async def _ending(self, record: RequestRecord, receive: Receive, send: Send) -> bytes:
         """Send all events but the last ones, which are returned."""
@@ -133,25 +154,53 @@ class EventStream(Response):
         return encoder.closing()
 
     async def _send(self, data: bytes, send: Send, *, more: bool = True) -> None:
-        try:
-            # Sending waits while the client does not read and the buffers are full.
-            async with asyncio.timeout(self._patience):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise ClientDisconnectedError from None
+        # Sending waits while the client does not read and the buffers are full; `_watch` sees to it
+        # that this does not take for ever. A timer for each write would cost as much as the write.
+        self._sending_since = time.monotonic()
+        await send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sending_since = None
         self._last_sent_at = time.monotonic()
 
     async def _watch(self, receive: Receive, send: Send) -> None:
-        """Return when the client has left. Until then, keep a silent stream alive."""
+        """Return when the client has left or has not read for too long. Until then, keep a silent
+        stream alive."""
         left = asyncio.ensure_future(client_left(receive))
         self._last_sent_at = time.monotonic()
         try:
-            while not left.done():
-                await asyncio.wait({left}, timeout=self._keep_alive)
-                silence = time.monotonic() - self._last_sent_at
-                if not left.done() and self._keep_alive and silence >= self._keep_alive:
-                    await self._send(KEEP_ALIVE, send)
-        except ClientDisconnectedError:
+            while True:
+                await asyncio.wait({left}, timeout=self._next_look())
+                if left.done() or self._is_stuck():
+                    return
+                if self._is_silent():
+                    async with asyncio.timeout(self._patience):
+                        await self._send(KEEP_ALIVE, send)
+        except TimeoutError:
             return
         finally:
             left.cancel()
+
+    def _is_stuck(self) -> bool:
+        """Whether a write has waited for the client for longer than it may."""
+        since = self._sending_since
+        return since is not None and bool(
+            self._patience and time.monotonic() - since >= self._patience
+        )
+
+    def _is_silent(self) -> bool:
+        """Whether a comment is due."""
+        silence = time.monotonic() - self._last_sent_at
+        is_due = self._keep_alive and silence >= self._keep_alive
+        return self._sending_since is None and bool(is_due)
+
+    def _next_look(self) -> float | None:
+        """Seconds until something may have to be done for a stream that does not get on."""
+        now = time.monotonic()
+        if self._sending_since is not None:
+            if not self._patience:
+                return self._keep_alive
+            return max(0.0, self._sending_since + self._patience - now)
+        # A write that begins later may take until later.
+        looks = [self._patience] if self._patience else []
+        if self._keep_alive:
+            looks.append(max(0.0, self._last_sent_at + self._keep_alive - now))
+        return min(looks, default=None)

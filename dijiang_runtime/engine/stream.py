@@ -30,9 +30,9 @@ _MAX_UNREAD = 256
 class RequestStream:
     """The outputs of one request, as an asynchronous iterator of deltas.
 
-    What arrives while the consumer is busy is handed out as one output, so what waits here is
-    bounded by the request's own max_tokens. Leaving the `with` block aborts the request if it
-    still runs.
+    What arrives while the consumer is busy is handed out as one output, or by `unread` all at once,
+    so what waits here is bounded by the request's own max_tokens. Leaving the `with` block aborts
+    the request if it still runs.
     """
 
     def __init__(self, request: Request, on_abort: Callable[[str], None]) -> None:
@@ -41,7 +41,8 @@ class RequestStream:
         self._unread: list[RequestOutput] = []
         self._error: errors.DiJiangError | None = None
         self._ended = False
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
+        """Done when there is news for the consumer that waits."""
         self.has_begun = False
         """Whether the engine has said anything of it."""
 
@@ -66,30 +67,39 @@ class RequestStream:
         if len(self._unread) > _MAX_UNREAD:
             self._unread = [merge_outputs(self._unread)]
         self._ended = output.finished
-        self._news.set()
+        self._wake()
 
     def fail(self, error: errors.DiJiangError) -> None:
         """End the request with an error, which the consumer gets after what it has not read."""
         if not self._ended:
             self._error = error
             self._ended = True
-            self._news.set()
+            self._wake()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> RequestOutput:
-        while True:
-            if self._unread:
-                output = merge_outputs(self._unread)
-                self._unread = []
-                return output
+        if outputs := await self.unread():
+            return merge_outputs(outputs)
+        raise StopAsyncIteration
+
+    async def unread(self) -> list[RequestOutput]:
+        """What has come since the last call, oldest first, after waiting for it; nothing once the
+        request has ended. Raises the error that ended it."""
+        while not self._unread:
             if self._error is not None:
                 raise self._error
             if self._ended:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+                return []
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        outputs, self._unread = self._unread, []
+        return outputs
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def __enter__(self) -> Self:
         return self

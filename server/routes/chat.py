@@ -46,7 +46,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
-from server.streaming import EventStream, HeldTokens, StreamEncoder, event
+from server.streaming import EventStream, EventTemplate, HeldTokens, StreamEncoder, event
 from server.tool_calls.answer import AnswerReader
 from server.tool_calls.use import ToolUse, plan_tools
 
@@ -209,6 +209,11 @@ class ChatStream(StreamEncoder):
         self._prompt = prompt
         self._held: defaultdict[int, HeldTokens] = defaultdict(HeldTokens)
         self._readers = [AnswerReader(use) for _ in range(body.num_choices)]
+        self._templates: dict[int, EventTemplate] = {}
+        self._is_plain = (
+            not body.logprobs and not body.return_token_ids and not body.wants_continuous_usage
+        )
+        """Whether inner events differ in their text alone."""
 
     def opening(self) -> bytes:
         """The role, once for each choice."""
@@ -224,8 +229,10 @@ class ChatStream(StreamEncoder):
     def chunk(self, index: int, output: RequestOutput) -> bytes:
         """One event, or nothing while the text is held back. Held tokens come with the text."""
         body, held, reader = self._body, self._held[index], self._readers[index]
-        held.add(output)
         content, calls = reader.add(output.text, is_last=output.finished)
+        if self._is_plain and not (calls or output.finished):
+            return self._template(index).event(content) if content else b""
+        held.add(output)
         if not (content or calls or output.finished):
             return b""
         choice = ChatChunkChoice(
@@ -239,6 +246,18 @@ class ChatStream(StreamEncoder):
         data = event(self._chunk([choice], usage_so_far(body, self._generation)))
         held.clear()
         return data
+
+    def _template(self, index: int) -> EventTemplate:
+        """The events of a choice that bring nothing but text."""
+        template = self._templates.get(index)
+        if template is None:
+            usage = usage_so_far(self._body, self._generation)
+            template = self._templates[index] = EventTemplate(
+                lambda text: self._chunk(
+                    [ChatChunkChoice(index=index, delta=ChatDelta(content=text))], usage
+                )
+            )
+        return template
 
     def closing(self) -> bytes:
         if not self._body.wants_usage:

@@ -48,7 +48,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
-from server.streaming import EventStream, HeldTokens, StreamEncoder, event
+from server.streaming import EventStream, EventTemplate, HeldTokens, StreamEncoder, event
 
 router = APIRouter()
 
@@ -250,12 +250,20 @@ class CompletionStream(StreamEncoder):
         self._generation = generation
         self._held: defaultdict[int, HeldTokens] = defaultdict(HeldTokens)
         self._offsets: dict[int, TextOffsets] = {}
+        self._templates: dict[int, EventTemplate] = {}
+        body = writer.body
+        self._is_plain = (
+            body.logprobs is None and not body.return_token_ids and not body.wants_continuous_usage
+        )
+        """Whether inner events differ in their text alone."""
 
     def opening(self) -> bytes:
         return b""
 
     def chunk(self, index: int, output: RequestOutput) -> bytes:
         """One event, or nothing while the text is held back. Held tokens come with the text."""
+        if self._is_plain and index in self._offsets and not output.finished:
+            return self._template(index).event(output.text) if output.text else b""
         held = self._held[index]
         held.add(output)
         is_first = index not in self._offsets
@@ -277,6 +285,19 @@ class CompletionStream(StreamEncoder):
         data = event(self._writer.completion([choice], usage_so_far(self._body, self._generation)))
         held.clear()
         return data
+
+    def _template(self, index: int) -> EventTemplate:
+        """The events in the middle of a choice."""
+        template = self._templates.get(index)
+        if template is None:
+            usage = usage_so_far(self._body, self._generation)
+            template = self._templates[index] = EventTemplate(
+                lambda text: self._writer.completion(
+                    [CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)],
+                    usage,
+                )
+            )
+        return template
 
     def closing(self) -> bytes:
         if not self._body.wants_usage:

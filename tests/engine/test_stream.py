@@ -223,3 +223,12 @@ def test_errors_keep_their_kind_across_the_wire(error: Exception) -> None:
 
     assert type(copy) is type(error)
     assert str(copy) == str(error)
+
+
+async def test_outputs_that_came_apart_can_be_read_apart() -> None:
+    stream = make_stream()
+    outputs = [delta("a"), delta("b"), delta("c", FinishReason.STOP)]
+    for output in outputs:
+        stream.push(output)
+    assert await stream.unread() == outputs
+    assert await stream.unread() == []

@@ -51,27 +51,32 @@ class FakeStream:
     """The outputs of one request. `gate` holds them back while it is not set."""
 
     def __init__(
-        self, request: Request, outputs: Sequence[RequestOutput | Exception], gate: asyncio.Event
+        self,
+        request: Request,
+        outputs: Sequence[RequestOutput | Exception],
+        gate: asyncio.Event,
+        num_at_once: int,
     ) -> None:
         self.request = request
+        self._num_at_once = num_at_once
         self.aborted = False
         self.num_read = 0
         self._outputs = list(outputs)
         self._gate = gate
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> RequestOutput:
+    async def unread(self) -> list[RequestOutput]:
         await asyncio.sleep(0)
         await self._gate.wait()
         if not self._outputs:
-            raise StopAsyncIteration
-        item = self._outputs.pop(0)
-        self.num_read += 1
-        if isinstance(item, Exception):
-            raise item
-        return item
+            return []
+        read: list[RequestOutput] = []
+        while self._outputs and len(read) < self._num_at_once:
+            item = self._outputs.pop(0)
+            self.num_read += 1
+            if isinstance(item, Exception):
+                raise item
+            read.append(item)
+        return read
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +103,8 @@ class FakeEngine:
         self.script: Script = self.tell
         self.requests: list[Request] = []
         self.streams: list[FakeStream] = []
+        self.num_at_once = 1
+        """Outputs that a reader finds whenever it looks."""
         self.raises: Exception | None = None
         self.raises_after = 0
         """How many requests are taken before `raises` is raised."""
@@ -148,7 +155,7 @@ class FakeEngine:
             max_model_len=INFO.max_model_len,
             max_logprobs=INFO.max_logprobs,
         )
-        stream = FakeStream(request, self.script(request), self.gate)
+        stream = FakeStream(request, self.script(request), self.gate, self.num_at_once)
         self.requests.append(request)
         self.streams.append(stream)
         return stream

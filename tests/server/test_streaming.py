@@ -10,6 +10,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from dijiang_runtime.errors import EngineDeadError, NumericalError
 from dijiang_runtime.request import FinishReason, RequestOutput
+from server.streaming import EventTemplate, event
 from tests.server.asgi import Visitor, events
 from tests.server.fake_engine import FakeEngine
 
@@ -279,3 +280,35 @@ async def test_running_streams_finish_while_the_server_drains(
     assert refused.json()["error"]["code"] == "server_draining"
     assert int(refused.headers["retry-after"]) >= 1
     assert events(visitor.body)[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("text", ["", "a", '"\\', "\n\x00\x7f", "é\u2028\U0001f98a"])
+def test_an_event_from_a_template_is_the_event(text: str) -> None:
+    def make(text: str) -> Any:
+        return {"id": "a", "choices": [{"text": text, "index": 0}], "model": '"text"'}
+
+    assert EventTemplate(make).event(text) == event(make(text))
+
+
+async def test_tokens_that_are_ready_together_are_events_of_their_own_in_one_write(
+    app_for: Any, engine: FakeEngine
+) -> None:
+    engine.num_at_once = 4
+    visitor = Visitor(app_for(), COMPLETIONS, {**BODIES[COMPLETIONS], "max_tokens": 8})
+    async with asyncio.timeout(5):
+        await visitor.task
+    writes = [m["body"] for m in visitor.received if m["type"] == "http.response.body"]
+    assert [body.count(b"data: ") for body in writes][:2] == [4, 4]
+
+
+async def test_a_client_that_stops_reading_is_not_sent_comments(
+    app_for: Any, engine: FakeEngine
+) -> None:
+    app = app_for(send_timeout_seconds=0.1, sse_keep_alive_seconds=0.01)
+    visitor = Visitor(app, CHAT, BODIES[CHAT])
+    async with asyncio.timeout(5):
+        await visitor.got_body.wait()
+        visitor.may_send.clear()
+        await visitor.task
+    assert engine.streams[0].aborted
+    assert b"keep-alive" not in visitor.body
