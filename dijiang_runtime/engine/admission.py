@@ -4,7 +4,7 @@ The client checks a request before it is sent, so that a surplus is refused at o
 checks again, so that the engine's memory is bounded whoever talks to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dijiang_runtime.errors import ContextLengthError, EngineOverloadedError, InvalidRequestError
@@ -26,6 +26,13 @@ class QueueLimits:
         """Whether prompts of these lengths may wait together."""
         num_tokens = sum(queued) - max(queued, default=0)
         return len(queued) <= self.max_requests and num_tokens <= self.max_tokens
+
+    def surely_fits(self, num_queued: int, num_tokens: int) -> bool:
+        """Whether any prompt may wait with so many, of at most so many tokens together.
+
+        What is true here is true of `fits`, and takes no look at the queue. False says nothing.
+        """
+        return num_queued < self.max_requests and num_tokens <= self.max_tokens
 
 
 class AdmissionRate:
@@ -51,15 +58,23 @@ def check_queue(
         EngineOverloadedError: with the time after which enough of the queue will have left.
     """
     lengths = [*queued, num_prompt_tokens]
-    num_ahead = 0
-    while not limits.fits(lengths[num_ahead:]) and num_ahead < len(lengths):
-        num_ahead += 1
-    if num_ahead:
-        seconds = num_ahead * rate.seconds
-        raise EngineOverloadedError(
-            f"{len(lengths) - 1} requests are waiting already. Try again later.",
-            retry_after_seconds=min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS),
-        )
+    if limits.fits(lengths):
+        return
+    seconds = (len(lengths) - _num_fitting(lengths, limits)) * rate.seconds
+    raise EngineOverloadedError(
+        f"{len(lengths) - 1} requests are waiting already. Try again later.",
+        retry_after_seconds=min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS),
+    )
+
+
+def _num_fitting(lengths: Sequence[int], limits: QueueLimits) -> int:
+    """How many of the last may wait together: those before them must have left by then."""
+    total = longest = 0
+    for count, length in enumerate(reversed(lengths)):
+        total, longest = total + length, max(longest, length)
+        if count >= limits.max_requests or total - longest > limits.max_tokens:
+            return count
+    return len(lengths)
 
 
 def validate_request(

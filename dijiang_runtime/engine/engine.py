@@ -179,7 +179,6 @@ class Engine:
         [output] = self.generate([[0] * length], sampling)
         if output.finish_reason is FinishReason.ERROR:
             raise RequestFailedError("The model failed its first request.")
-        self.take_stats()
         seconds = time.perf_counter() - started
         self.info = msgspec.structs.replace(self.info, warmup_seconds=seconds)
 
@@ -206,6 +205,8 @@ class Engine:
                 self.add_request(waiting.pop())
             for output in self.step():
                 outputs[output.request_id].append(output)
+            # Nobody asks for them here, and they are kept until somebody does.
+            self._stats = StatsCollector()
         return [merge_outputs(parts) for parts in outputs.values()]
 
     def _offline_request(self, prompt: str | Seq[int], sampling: SamplingParams) -> Request:

@@ -113,6 +113,7 @@ class Scheduler:
         self.eos_token_ids = eos_token_ids
         # In order of arrival; admission goes by priority first.
         self.waiting: dict[str, Sequence] = {}
+        self._num_waiting_tokens = 0
         # In order of admission.
         self.running: dict[str, Sequence] = {}
         self._rate = AdmissionRate()
@@ -148,11 +149,14 @@ class Scheduler:
         Raises:
             EngineOverloadedError: as much is waiting as the limits allow.
         """
-        if not self._has_spare_slot:
+        num_queued = len(self.waiting) - self.slots.num_free
+        is_surely_let_in = self.limits.surely_fits(num_queued, self._num_waiting_tokens)
+        if not (self._has_spare_slot or is_surely_let_in):
             # Where it comes first, another one waits in its place.
             *queued, last = self._queued_lengths(sequence)
             check_queue(queued, last, self.limits, self._rate)
         self.waiting[sequence.request_id] = sequence
+        self._num_waiting_tokens += sequence.num_prompt_tokens
 
     def schedule(self, now: float) -> SchedulerOutput:
         """Choose the tokens of the next step.
@@ -227,7 +231,8 @@ class Scheduler:
         sequence.stop_reason = stop_reason
         sequence.finished_time = now
         sequence.status = SequenceStatus.FINISHED
-        self.waiting.pop(sequence.request_id, None)
+        if self.waiting.pop(sequence.request_id, None) is not None:
+            self._num_waiting_tokens -= sequence.num_prompt_tokens
         self.running.pop(sequence.request_id, None)
         if sequence.slot is not None:
             self._rate.observe(now, saturated=bool(self.waiting))
@@ -240,6 +245,7 @@ class Scheduler:
             # The first of the lowest.
             sequence = min(able, key=_priority)
             del self.waiting[sequence.request_id]
+            self._num_waiting_tokens -= sequence.num_prompt_tokens
             sequence.slot = self.slots.acquire()
             sequence.status = SequenceStatus.RUNNING
             sequence.scheduled_time = now

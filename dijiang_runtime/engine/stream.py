@@ -127,6 +127,8 @@ class StreamTable:
         self._limits = QueueLimits(info.max_queued_requests, info.max_queued_tokens)
         self._rate = AdmissionRate()
         self._streams: dict[str, RequestStream] = {}
+        self._num_waiting_tokens = 0
+        """Prompt tokens of those that the engine has not begun."""
         self._ended = asyncio.Event()
         self.num_finished = 0
         """Requests that came to an end of their own."""
@@ -150,18 +152,26 @@ class StreamTable:
         )
         if request.request_id in self._streams:
             raise errors.InvalidRequestError("request_id is in use.", param="request_id")
-        if len(self._streams) >= info.num_slots:
-            # In order of admission, as far as it can be told from here: the last are those that
-            # wait. Sorting keeps the order of arrival among equals.
-            streams = sorted(
-                self._streams.values(), key=lambda s: (not s.has_begun, s.request.priority)
-            )
-            queued = [len(s.request.prompt_token_ids) for s in streams[info.num_slots :]]
-            check_queue(queued, len(request.prompt_token_ids), self._limits, self._rate)
+        self._check_queue(request)
         self._send(AddRequest(request))
         stream = RequestStream(request, self._abort)
         self._streams[request.request_id] = stream
+        self._num_waiting_tokens += len(request.prompt_token_ids)
         return stream
+
+    def _check_queue(self, request: Request) -> None:
+        num_slots = self._info.num_slots
+        num_queued = len(self._streams) - num_slots
+        # Ten thousand that wait are not looked through for each that comes.
+        if num_queued < 0 or self._limits.surely_fits(num_queued, self._num_waiting_tokens):
+            return
+        # In order of admission, as far as it can be told from here: the last are those that
+        # wait. Sorting keeps the order of arrival among equals.
+        streams = sorted(
+            self._streams.values(), key=lambda s: (not s.has_begun, s.request.priority)
+        )
+        queued = [len(s.request.prompt_token_ids) for s in streams[num_slots:]]
+        check_queue(queued, len(request.prompt_token_ids), self._limits, self._rate)
 
     def deliver(self, outputs: Iterable[RequestOutput]) -> None:
         """Hand outputs of the engine to their streams."""
@@ -171,7 +181,9 @@ class StreamTable:
                 logger.warning("request %s is unknown here", output.request_id)
                 continue
             stream.push(output)
-            stream.has_begun = True
+            if not stream.has_begun:
+                stream.has_begun = True
+                self._num_waiting_tokens -= len(stream.request.prompt_token_ids)
             if output.finished:
                 saturated = len(self._streams) > self._info.num_slots
                 self._rate.observe(time.monotonic(), saturated=saturated)
@@ -185,6 +197,7 @@ class StreamTable:
             logger.warning("request %s lost its engine", stream.request_id)
             stream.fail(error)
         self._streams.clear()
+        self._num_waiting_tokens = 0
 
     async def wait_until_empty(self, timeout_seconds: float) -> None:
         """Return when every request has ended, or after so long."""

@@ -1,7 +1,8 @@
 """The real server for a long time: `python -m tests.campaigns.soak --requests 1000000`.
 
 One request in ten is left in the middle, one in a hundred is at fault. Nothing may grow with the
-number of requests: anonymous memory, tasks, file descriptors, threads, the page of metrics.
+number of requests: anonymous memory, tasks, file descriptors, threads, the page of metrics. What is
+held after a warm-up is the beginning: caches, pools and the allocators' arenas fill up until then.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from statistics import linear_regression
 
@@ -20,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.campaigns import patience
-from tests.campaigns.report import Report, anonymous_bytes
+from tests.campaigns.report import Report, add_out, anonymous_bytes
 from tests.campaigns.wire import DONE, Connection, request_bytes
 from tests.conftest import save_tiny_model
 from tests.e2e.server_process import ServerProcess
@@ -32,7 +33,14 @@ POISON = 382
 """A token whose embedding is so large that the model's sums overflow: a request with it fails."""
 
 GOLDEN = {"prompt": "the quick", "max_tokens": 12, "temperature": 0}
-NUM_SAMPLES = 50
+ENDLESS = 5000
+"""Tokens of an answer that is left: more than anyone waits for."""
+
+WARM_UP = 50_000
+"""Requests whose growth is not judged. Allocators settle within some 20,000."""
+
+SAMPLE_EVERY = 5000
+"""Requests between two looks at the server."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ class Load:
         self, connection: Connection, body: dict[str, object], rng: random.Random
     ) -> str:
         """Close the connection: at once, or after the first event, or after a moment."""
-        endless = {**body, "max_tokens": 100_000, "ignore_eos": True, "stream": rng.random() < 0.7}
+        endless = {**body, "max_tokens": ENDLESS, "ignore_eos": True, "stream": rng.random() < 0.7}
         await connection.send(request_bytes("/v1/completions", endless))
         if endless["stream"] and rng.random() < 0.5:
             await connection.head()
@@ -146,42 +154,58 @@ async def sample(server: ServerProcess, url: str, num_requests: int) -> Sample:
     )
 
 
-async def campaign(num_requests: int, clients: int, hours: float) -> int:
-    report = Report(f"soak: {num_requests:,} requests or {hours:g} hours, {clients} clients")
-    flags = ("--max-slots", str(clients), "--log-level", "error", *patience.FLAGS)
+async def campaign(options: argparse.Namespace) -> int:
+    name = f"soak: {options.requests:,} requests or {options.hours:g} hours"
+    report = Report(f"{name}, {options.clients} clients", options.out)
+    flags = ("--max-slots", str(options.clients), "--log-level", "error", *patience.FLAGS)
     with (
         tempfile.TemporaryDirectory() as folder,
         ServerProcess(poisoned_model(Path(folder)), *flags) as server,
     ):
         url = await asyncio.to_thread(server.wait_ready)
-        async with Connection(url) as observer:
-            golden = (await observer.post("/v1/completions", GOLDEN)).json()["choices"]
-        load, samples = Load(url, 0), []
-        print(*(field.name for field in fields(Sample)))
-        until = time.monotonic() + 3600 * hours
-        share = -(-num_requests // NUM_SAMPLES)
-        while load.seen.total() < num_requests and time.monotonic() < until:
-            load.left = min(share, num_requests - load.seen.total())
-            await asyncio.gather(*(load.client(len(samples) * clients + i) for i in range(clients)))
-            # Everybody has left: whatever remains is held for nobody.
-            await asyncio.sleep(0.5)
-            server.log.clear()
-            samples.append(await sample(server, url, load.seen.total()))
-            print(*(f"{value:.6g}" for value in astuple(samples[-1])), flush=True)
-            report.check(not load.wrong, f"{load.wrong[:3]}")
-            load.wrong.clear()
-        async with Connection(url) as observer:
-            again = (await observer.post("/v1/completions", GOLDEN)).json()["choices"]
-        report.check(again == golden, "the golden answer changed")
+        golden = await ask_golden(url)
+        load = Load(url, 0)
+        samples = await drive(report, load, server, options)
+        report.check(await ask_golden(url) == golden, "the golden answer changed")
     for kind, count in sorted(load.seen.items()):
         report.figure(f"requests: {kind}", f"{count:,}")
-    judge(report, samples)
-    return report.end()
+    judge(report, samples, options.warm_up)
+    return report.end({"samples": [asdict(s) for s in samples]})
 
 
-def judge(report: Report, samples: list[Sample]) -> None:
-    """Check the slopes, a tenth of the run for warming up left out."""
-    steady = samples[len(samples) // 10 :]
+async def ask_golden(url: str) -> object:
+    async with Connection(url) as observer:
+        return (await observer.post("/v1/completions", GOLDEN)).json()["choices"]
+
+
+async def drive(
+    report: Report, load: Load, server: ServerProcess, options: argparse.Namespace
+) -> list[Sample]:
+    """Run the load, and look at the server now and then, while nobody is there."""
+    samples: list[Sample] = []
+    until = time.monotonic() + 3600 * options.hours
+    clients = options.clients
+    print(*(field.name for field in fields(Sample)))
+    while (num_done := load.seen.total()) < options.requests and time.monotonic() < until:
+        load.left = min(SAMPLE_EVERY, options.requests - num_done)
+        await asyncio.gather(*(load.client(len(samples) * clients + i) for i in range(clients)))
+        # Everybody has left: whatever remains is held for nobody.
+        await asyncio.sleep(0.5)
+        server.log.clear()
+        samples.append(await sample(server, load.url, load.seen.total()))
+        print(*(f"{value:.7g}" for value in astuple(samples[-1])), flush=True)
+        report.check(not load.wrong, f"{load.wrong[:3]}")
+        load.wrong.clear()
+        report.save({"requests": dict(load.seen), "samples": [asdict(s) for s in samples]})
+    return samples
+
+
+def judge(report: Report, samples: list[Sample], warm_up: int) -> None:
+    """Check the slopes of all that comes after the warm-up."""
+    steady = [s for s in samples if s.num_requests >= warm_up]
+    report.figure(
+        "requests judged, after a warm-up of", f"{len(steady) * SAMPLE_EVERY:,}, {warm_up:,}"
+    )
     report.check(len(steady) >= 5, "too few samples for a slope")
     if len(steady) < 2:
         return
@@ -191,6 +215,7 @@ def judge(report: Report, samples: list[Sample]) -> None:
         ("memory of the engine", [s.engine_memory_mib for s in steady]),
     ):
         slope = linear_regression(requests, values).slope * 100_000
+        report.figure(f"{name}, first and last", f"{values[0]:.2f}, {values[-1]:.2f} MiB")
         report.figure(f"{name}, growth per 100,000", f"{slope:+.3f} MiB")
         report.check(slope * 2**20 <= MAX_GROWTH, f"{name} grows")
     first, last = steady[0], steady[-1]
@@ -205,8 +230,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--clients", type=int, default=32)
-    options = parser.parse_args()
-    return asyncio.run(campaign(options.requests, options.clients, options.hours))
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="requests that are not judged")
+    add_out(parser)
+    return asyncio.run(campaign(parser.parse_args()))
 
 
 if __name__ == "__main__":

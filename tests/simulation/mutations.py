@@ -233,11 +233,12 @@ def _no_limit(right, self, queued):
 
 @mutation("a request is refused although a slot is free")
 def _too_strict() -> Iterator[None]:
-    def lengths(self: Any) -> list[int]:
-        return [s.num_prompt_tokens for s in self.waiting.values()]
+    def lengths(self: Any, *added: Any) -> list[int]:
+        return [s.num_prompt_tokens for s in (*self.waiting.values(), *added)]
 
     with (
         patch.object(_Scheduler, "_has_spare_slot", False),
+        patch.object(QueueLimits, "surely_fits", lambda self, num_queued, num_tokens: False),
         patch.object(_Scheduler, "_queued_lengths", lengths),
     ):
         yield
