@@ -1,6 +1,7 @@
 """An `EngineConfig` to a model on a device, with as many slots as memory allows."""
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 
@@ -43,10 +44,7 @@ def load(config: EngineConfig) -> LoadedEngine:
         ModelLoadError: the folder cannot be served, or not with these options.
     """
     started = time.perf_counter()
-    # Torch's own default heeds OMP_NUM_THREADS, but knows nothing of a container's quota.
-    # One core is left to the API process: a thread that waits for a core delays every product.
-    spare = max(1, available_cpus() - 1)
-    num_threads = config.num_threads or min(torch.get_num_threads(), spare)
+    num_threads = config.num_threads or default_num_threads()
     torch.set_num_threads(num_threads)
     device = _device(config.device)
     tokenizer = Tokenizer.load(config.model)
@@ -85,6 +83,16 @@ def load(config: EngineConfig) -> LoadedEngine:
         info.state_bytes_total / _MIB,
     )
     return LoadedEngine(ModelRunner(model, pool, Sampler(eos_token_ids)), tokenizer, info)
+
+
+def default_num_threads() -> int:
+    """CPU threads of a step: all cores of the process but one, or what OMP_NUM_THREADS says.
+
+    One core is left to the API process: a thread that waits for a core delays every product.
+    """
+    spare = max(1, available_cpus() - 1)
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(wanted), spare) if wanted.isdigit() and int(wanted) else spare
 
 
 def count_slots(config: EngineConfig, model: ModelConfig) -> int:

@@ -20,6 +20,7 @@ from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.library import (
     FORMATS,
     BatchStruct,
+    Context,
     DecoderStruct,
     LayerStruct,
     MatrixStruct,
@@ -46,8 +47,9 @@ def is_covered(config: ModelConfig) -> bool:
 
 def prepare(model: Decoder, weight_format: WeightFormat) -> "Decoder | CompiledDecoder":
     """Pack a model's matrices, in place, and compile its step where the kernels cover it."""
-    pack_model(model, weight_format)
-    return CompiledDecoder(model) if is_covered(model.config) else model
+    context = cpu.context()
+    pack_model(model, weight_format, context)
+    return CompiledDecoder(model, context) if is_covered(model.config) else model
 
 
 class CompiledDecoder:
@@ -55,9 +57,10 @@ class CompiledDecoder:
 
     needs_tiles = False
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Decoder, context: Context) -> None:
         """`model` has packed matrices and a config that is covered."""
         self.config = model.config
+        self.context = context
         self.model = model
         self._kept: list[object] = []  # What the kernels' structures point to.
         self._struct = self._decoder()
@@ -93,7 +96,7 @@ class CompiledDecoder:
             layer_stride=recurrence.states.stride(0),
             finite=finite.data_ptr(),
         )
-        context = cpu.context()
+        context = self.context
         context.kernels.dijiang_forward(
             context.handle, ctypes.byref(self._struct), ctypes.byref(batch)
         )

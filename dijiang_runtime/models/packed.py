@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.ops.cpu.library import Context
 from dijiang_runtime.ops.cpu.packed import PackedMatrix, WeightFormat, multiply, pack
 from dijiang_runtime.ops.linear import Tiles
 
@@ -18,8 +18,9 @@ class PackedLinear(nn.Module):
     column_sum: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, matrix: PackedMatrix) -> None:
+    def __init__(self, matrix: PackedMatrix, context: Context) -> None:
         super().__init__()
+        self.context = context
         self.in_features = matrix.in_features
         self.out_features = matrix.out_features
         for name in ("panels", "scale", "column_sum", "bias"):
@@ -37,19 +38,20 @@ class PackedLinear(nn.Module):
         )
 
     def forward(self, x: Tensor, tiles: Tiles | None = None) -> Tensor:
-        return multiply(x, self.matrix)
+        return multiply(x, self.matrix, self.context)
 
 
-def pack_model(model: Decoder, weight_format: WeightFormat) -> Decoder:
+def pack_model(model: Decoder, weight_format: WeightFormat, context: Context) -> Decoder:
     """Replace every linear layer, and a tied vocabulary projection, by a packed one, in place.
 
     One layer at a time, so that no more than one matrix exists twice.
     """
     for parent, name, linear in list(_linear_layers(model)):
-        setattr(parent, name, PackedLinear(pack(linear.weight, linear.bias, weight_format)))
+        matrix = pack(linear.weight, linear.bias, weight_format)
+        setattr(parent, name, PackedLinear(matrix, context))
     if model.config.tie_word_embeddings and not hasattr(model, "lm_head"):
         embedding = model.embed_tokens.weight
-        model.add_module("lm_head", PackedLinear(pack(embedding, None, weight_format)))
+        model.add_module("lm_head", PackedLinear(pack(embedding, None, weight_format), context))
     return model
 
 
@@ -92,10 +94,3 @@ def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
                 yield parent, name, child
-
-
-def empty_packed(linear: nn.Linear) -> PackedLinear:
-    """An int8 layer of the same shape, on the meta device like `linear`: to be filled."""
-    with torch.device("meta"):
-        weight, bias = torch.empty_like(linear.weight), linear.bias
-        return PackedLinear(pack(weight, bias, "int8"))

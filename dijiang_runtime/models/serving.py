@@ -38,10 +38,17 @@ def load_for_serving(
 
 
 def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[ServingModel, str]:
-    """Make a model that is as it was stored ready for the engine, and name the dtype it got."""
+    """Make a model that is as it was stored ready for the engine, and name the dtype it got.
+
+    The compiled kernels take as many threads as torch has. Where they run the whole step, torch is
+    left with one: its threads wait for work by spinning, on the cores that the kernels need.
+    """
     if device.type == "cpu" and cpu.is_available():
         weight_format = AUTO_FORMAT if dtype == "auto" else dtype
-        return prepare(model, weight_format), weight_format
+        prepared = prepare(model, weight_format)
+        if isinstance(prepared, CompiledDecoder):
+            torch.set_num_threads(1)
+        return prepared, weight_format
     chosen = "float32" if dtype == "auto" else dtype
     if chosen == "int8":
         raise ModelLoadError(

@@ -145,8 +145,12 @@ class Context:
             raise ValueError(f"{target!r} does not run here; these do: {', '.join(targets())}.")
         self.kernels = kernels
         self.target = target
+        self.num_threads = num_threads
         team = _team(num_threads)
         self.handle = kernels.dijiang_context(targets().index(target), team)
+
+    def __deepcopy__(self, memo: object) -> "Context":
+        return self  # Copies of a model share what computes it.
 
     def __del__(self) -> None:
         if hasattr(self, "handle"):
