@@ -3,10 +3,13 @@ meets all of them alike."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psutil
+
+Key = TypeVar("Key", bound=Hashable)
 
 ROUND_SECONDS = 0.25
 """Calls are repeated until one timing takes about this long, so that the clock does not matter."""
@@ -27,15 +30,15 @@ class Timing:
     """Rounds in which others used the machine. They are left out, unless too few are left."""
 
 
-def alternate(contenders: Mapping[int, Callable[[], object]], *, rounds: int) -> dict[int, Timing]:
+def alternate(contenders: Mapping[Key, Callable[[], object]], *, rounds: int) -> dict[Key, Timing]:
     """Time each contender once a round, in turns, after a warm-up.
 
     A round that others disturbed is repeated, up to as many times again as were asked for; if the
     machine never comes to rest, all rounds count.
     """
     calls = {key: _calls_per_round(contender) for key, contender in contenders.items()}
-    quiet: list[dict[int, float]] = []
-    disturbed: list[dict[int, float]] = []
+    quiet: list[dict[Key, float]] = []
+    disturbed: list[dict[Key, float]] = []
     while len(quiet) < rounds and len(quiet) + len(disturbed) < 2 * rounds:
         watch = ForeignLoad()
         seconds = _one_round(contenders, calls)
@@ -69,8 +72,8 @@ def _calls_per_round(contender: Callable[[], object]) -> int:
 
 
 def _one_round(
-    contenders: Mapping[int, Callable[[], object]], calls: Mapping[int, int]
-) -> dict[int, float]:
+    contenders: Mapping[Key, Callable[[], object]], calls: Mapping[Key, int]
+) -> dict[Key, float]:
     """Mean seconds per call of each contender. Their calls take turns as long as both have some."""
     totals = dict.fromkeys(contenders, 0.0)
     for call in range(max(calls.values())):

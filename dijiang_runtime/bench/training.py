@@ -105,7 +105,7 @@ def _call(form: Attend, options: TrainingBenchOptions, length: int) -> Callable[
     def call() -> None:
         for x in inputs:
             x.grad = None
-        form(*inputs).backward(upstream)
+        torch.autograd.backward(form(*inputs), upstream)
 
     return call
 
@@ -123,7 +123,7 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # The peak starts anew.
     except (OSError, AttributeError):
         return None
-    before = psutil.Process().memory_info().rss
+    before = int(psutil.Process().memory_info().rss)
     call()
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
