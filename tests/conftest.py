@@ -15,6 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+
+if not torch.cuda.is_available():
+    # The kernels for GPUs run in Triton's interpreter, on the CPU. Read when they are defined.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dijiang_runtime.models.config import ModelConfig

@@ -50,6 +50,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         | {"dijiang_runtime.models.config"}
         | {f"dijiang_runtime.engine.{name}" for name in ("client", "messages")}
     ),
+    "dijiang_runtime.ops.triton": frozenset({"torch", "triton", "dijiang_runtime.ops.triton"}),
     "dijiang_runtime.ops": frozenset({"torch", "dijiang_runtime.ops"}),
 }
 

@@ -12,6 +12,7 @@ a group share the state of their key/value head.
     training.py     whole sequences at once, with gradients worked out by hand
     windowed.py     the last tokens by softmax attention, only those before them by this
     cpu/            the step compiled for the CPU
+    triton/         the kernels for CUDA devices
     dispatch.py     which backend serves a device
     linear.py       matrix products whose bits do not depend on the batch
     activations.py  activations of the same kind
