@@ -50,7 +50,7 @@ def load(config: EngineConfig) -> LoadedEngine:
     tokenizer = Tokenizer.load(config.model)
     model, dtype = load_for_serving(config.model, device, config.dtype)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
-    num_slots = count_slots(config, model.config)
+    num_slots = count_slots(config, model.config, device)
     pool = StatePool(model.config.state, num_slots, device)
     info = EngineInfo(
         vocab_size=model.config.vocab_size,
@@ -95,14 +95,19 @@ def default_num_threads() -> int:
     return min(int(wanted), spare) if wanted.isdigit() and int(wanted) else spare
 
 
-def count_slots(config: EngineConfig, model: ModelConfig) -> int:
-    """How many sequences may run at once.
+def count_slots(
+    config: EngineConfig, model: ModelConfig, device: torch.device | None = None
+) -> int:
+    """How many sequences may run at once, in the memory of the device: the CPU's by default.
 
     Raises:
         ModelLoadError: with the figures, if the states asked for do not fit.
     """
     per_slot = StatePool.bytes_per_slot(model.state)
-    free = available_memory_bytes()
+    if device is not None and device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = available_memory_bytes()
     budget = free // 4 if config.state_memory_bytes is None else config.state_memory_bytes
     # One more slot is scratch.
     fitting = budget // per_slot - 1

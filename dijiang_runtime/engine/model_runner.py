@@ -20,8 +20,7 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import NumericalError, RequestFailedError
-from dijiang_runtime.models.compiled import CompiledDecoder
-from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.serving import ServingModel
 from dijiang_runtime.ops.linear import CHUNK_TILE, row_tiles
 from dijiang_runtime.request import NO_LOGPROBS, RequestError
 
@@ -42,7 +41,7 @@ _TOO_COMPLEX = RequestError(
 class ModelRunner:
     """Owns the model and the states. The engine calls `execute` once a step."""
 
-    def __init__(self, model: Decoder | CompiledDecoder, pool: StatePool, sampler: Sampler) -> None:
+    def __init__(self, model: ServingModel, pool: StatePool, sampler: Sampler) -> None:
         self._model = model
         self._needs_tiles = model.needs_tiles
         self._pool = pool

@@ -8,18 +8,19 @@ import torch
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.compiled import CompiledDecoder, prepare
 from dijiang_runtime.models.decoder import Decoder
+from dijiang_runtime.models.fused import FusedDecoder, is_covered
 from dijiang_runtime.models.loader import cast, load_model
 from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.packed import WeightFormat
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "int8"]
 
-ServingModel = Decoder | CompiledDecoder
+ServingModel = Decoder | CompiledDecoder | FusedDecoder
 
 
 def decoder_of(model: ServingModel) -> Decoder:
     """The modules that hold a model's weights."""
-    return model.model if isinstance(model, CompiledDecoder) else model
+    return model if isinstance(model, Decoder) else model.model
 
 
 AUTO_FORMAT: WeightFormat = "float32"
@@ -49,10 +50,14 @@ def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[
         if isinstance(prepared, CompiledDecoder):
             torch.set_num_threads(1)
         return prepared, weight_format
-    chosen = "float32" if dtype == "auto" else dtype
+    half = "bfloat16" if device.type == "cuda" else "float32"
+    chosen = half if dtype == "auto" else dtype
     if chosen == "int8":
         raise ModelLoadError(
-            "dtype int8 needs the compiled CPU kernels. Install a C++ compiler and install "
-            "again, or choose float32 or bfloat16."
+            "dtype int8 needs the compiled CPU kernels: device cpu, and a C++ compiler when this "
+            "was installed. Or choose float32 or bfloat16."
         )
-    return cast(model, getattr(torch, chosen)).to(device), chosen
+    model = cast(model, getattr(torch, chosen)).to(device)
+    if device.type == "cuda" and is_covered(model.config):
+        return FusedDecoder(model), chosen
+    return model, chosen

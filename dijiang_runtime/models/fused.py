@@ -1,0 +1,294 @@
+"""A decoder whose layers are a few fused kernels each, for CUDA devices.
+
+The torch decoder says what they must compute; `tests/models/test_fused.py` holds them to it, in
+Triton's interpreter where there is no GPU. Rows that decode and rows of prompts go through passes
+of their own, so that a row meets the same kernels whatever else is in the step.
+
+N tokens    D hidden    Hq query heads    H key/value heads    d head dim
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dijiang_runtime.models.config import ModelConfig
+from dijiang_runtime.models.decoder import OPT_POSITION_OFFSET, Decoder
+from dijiang_runtime.models.layers import RMSNorm
+from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
+from dijiang_runtime.models.rotary import rotary_angles
+from dijiang_runtime.ops.linear import Tiles
+
+if TYPE_CHECKING:
+    from dijiang_runtime.ops.triton import Heads
+
+
+def is_covered(config: ModelConfig) -> bool:
+    """Whether the kernels compute every part of such a model: all but a window's softmax."""
+    return not config.attention.window
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What the kernels read of one layer."""
+
+    attention_norm: tuple[Tensor, Tensor | None]
+    mlp_norm: tuple[Tensor, Tensor | None]
+    qkvg: tuple[Tensor, Tensor | None]
+    """Queries, keys, values and gate as one matrix, and its bias."""
+    heads: "Heads"
+    group_norm: tuple[Tensor, Tensor] | None
+    o: tuple[Tensor, Tensor | None]
+    up: tuple[Tensor, Tensor | None]
+    """With the gate's rows first, where the family gates."""
+    down: tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Rows that are computed alike: all decode, or all are of prompts."""
+
+    token_ids: Tensor
+    positions: Tensor
+    states: Tensor
+    where: tuple[Tensor, Tensor] | Tensor
+    """Source and target of each row; or the parts of prompts, [n, 4]."""
+
+    @property
+    def is_prompt(self) -> bool:
+        return isinstance(self.where, Tensor)
+
+
+class FusedDecoder:
+    """What the engine needs of a decoder. Rows need no tiles: their bits never depend on others."""
+
+    needs_tiles = False
+
+    def __init__(self, model: Decoder) -> None:
+        """`model` is on its device, in its dtype, and has a config that is covered. Its matrices
+        become parts of joint ones."""
+        # Imports Triton, which a CPU does without.
+        from dijiang_runtime.ops import triton
+
+        self._ops = triton
+        self.config = model.config
+        self.model = model
+        self._layers = [self._layer(layer) for layer in model.layers]
+
+    def hidden(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        recurrence: PooledRecurrence,
+        tiles: Tiles | None = None,
+    ) -> Tensor:
+        """Return the final hidden states [N, D]. Arguments as for `Decoder.hidden`.
+
+        Every row belongs to a decode or to a part of a prompt: there is no padding.
+        """
+        num_decodes = len(recurrence.decode_source)
+        hidden, finite = [], []
+        if num_decodes:
+            where = recurrence.decode_source, recurrence.decode_target
+            rows = slice(num_decodes)
+            step = _Pass(token_ids[rows], positions[rows], recurrence.states, where)
+            x, good = self._run(step)
+            hidden.append(x)
+            finite.append(good)
+        if recurrence.prefills:
+            rows = slice(num_decodes, None)
+            parts = _parts(recurrence.prefills, num_decodes, token_ids.device)
+            step = _Pass(token_ids[rows], positions[rows], recurrence.states, parts)
+            x, good = self._run(step)
+            hidden.append(x)
+            finite.append(good.repeat_interleave(parts[:, 1], output_size=len(x)))
+        recurrence.report_finite(torch.cat(finite))
+        return torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+
+    def logits(self, hidden: Tensor, tiles: Tiles | None = None) -> Tensor:
+        """Return the logits [N, V] of hidden states [N, D], float32."""
+        model = self.model
+        if model.has_projections:
+            hidden = self._linear(hidden, _matrix(model.project_out), is_prompt=False)
+        tied = self.config.tie_word_embeddings
+        weight = model.embed_tokens.weight if tied else model.lm_head.weight
+        return self._linear(hidden, (weight, None), is_prompt=False)
+
+    def _run(self, step: _Pass) -> tuple[Tensor, Tensor]:
+        """The hidden states, and which rows, or which parts of prompts, are finite. [n], bool"""
+        model = self.model
+        x = F.embedding(step.token_ids, model.embed_tokens.weight).float()
+        if model.has_projections:
+            x = self._linear(x, _matrix(model.project_in), is_prompt=step.is_prompt)
+        if self.config.learned_positions:
+            at = step.positions + OPT_POSITION_OFFSET
+            x = x + F.embedding(at, model.embed_positions.weight).float()
+        angles = None
+        if self.config.rotary_dim:
+            angles = rotary_angles(step.positions, model.rotary_frequencies, torch.float32)
+        finite = []
+        for i, layer in enumerate(self._layers):
+            x, good = self._run_layer(layer, x, step, angles, step.states[i])
+            finite.append(good)
+        if self.config.final_norm:
+            [x] = self._norm(x, _affine(model.final_norm), out_dtype=torch.float32)
+        return x, (torch.stack(finite) > 0).all(dim=0).all(dim=1)
+
+    def _run_layer(
+        self,
+        layer: _Layer,
+        x: Tensor,
+        step: _Pass,
+        angles: tuple[Tensor, Tensor] | None,
+        states: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        dtype, is_prompt = layer.o[0].dtype, step.is_prompt
+        if not self.config.norm_first:
+            y, finite = self._attend(layer, x, step, angles, states)
+            x = self._linear(y, layer.o, is_prompt=is_prompt, residual=x)
+            [x] = self._norm(x, layer.attention_norm, out_dtype=torch.float32)
+            x = self._mlp(layer, x, x, is_prompt)
+            [x] = self._norm(x, layer.mlp_norm, out_dtype=torch.float32)
+            return x, finite
+        if self.config.parallel_residual:
+            both = layer.attention_norm, layer.mlp_norm
+            normed, mlp_in = self._norm(x, *both, out_dtype=dtype)
+        else:
+            [normed] = self._norm(x, layer.attention_norm, out_dtype=dtype)
+        y, finite = self._attend(layer, normed, step, angles, states)
+        x = self._linear(y, layer.o, is_prompt=is_prompt, residual=x)
+        if not self.config.parallel_residual:
+            [mlp_in] = self._norm(x, layer.mlp_norm, out_dtype=dtype)
+        return self._mlp(layer, mlp_in, x, is_prompt), finite
+
+    def _attend(
+        self,
+        layer: _Layer,
+        x: Tensor,
+        step: _Pass,
+        angles: tuple[Tensor, Tensor] | None,
+        states: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The gated read-out [N, Hq d], and per head which rows or parts are finite."""
+        ops, dtype, options = self._ops, layer.o[0].dtype, self.config.attention
+        rows = ops.linear(x, *layer.qkvg, is_prompt=step.is_prompt)
+        has_norm = layer.group_norm is not None
+        kept: dict[str, Any] = {
+            "gated": options.gate and not has_norm,
+            "out_dtype": torch.float32 if has_norm else dtype,
+        }
+        inputs = rows, layer.heads, angles, step.positions, states
+        if isinstance(step.where, Tensor):
+            y, finite = ops.prefill(*inputs, step.where, **kept)
+        else:
+            y, finite = ops.decode(*inputs, *step.where, **kept)
+        if layer.group_norm is not None:
+            gate = rows[:, layer.heads.gate_offset :] if options.gate else None
+            groups = {"num_groups": options.num_groups, "eps": 1e-5}
+            y = ops.group_norm(y, *layer.group_norm, gate, out_dtype=dtype, **groups)
+        return y, finite
+
+    def _mlp(self, layer: _Layer, x: Tensor, residual: Tensor, is_prompt: bool) -> Tensor:
+        inner = self._ops.linear(
+            x,
+            *layer.up,
+            is_prompt=is_prompt,
+            activation=self.config.activation,
+            gated=self.config.gated_mlp,
+        )
+        return self._linear(inner, layer.down, is_prompt=is_prompt, residual=residual)
+
+    def _linear(
+        self,
+        x: Tensor,
+        matrix: tuple[Tensor, Tensor | None],
+        *,
+        is_prompt: bool,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """A product in float32."""
+        weight, bias = matrix
+        return self._ops.linear(
+            x, weight, bias, is_prompt=is_prompt, residual=residual, out_dtype=torch.float32
+        )
+
+    def _norm(
+        self, x: Tensor, *affines: tuple[Tensor, Tensor | None], out_dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        is_rms = self.config.norm == "rmsnorm"
+        eps = self.config.norm_eps
+        return self._ops.norm(x, *affines, eps=eps, is_rms=is_rms, out_dtype=out_dtype)
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp, options = layer.attention, layer.mlp, self.config.attention
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        gate = [attention.gate] if options.gate else []
+        norm = attention.readout_norm if options.readout == "group_norm" else None
+        return _Layer(
+            attention_norm=_affine(layer.attention_norm),
+            mlp_norm=_affine(layer.mlp_norm),
+            qkvg=_join([*projections, *gate]),
+            heads=self._heads(attention),
+            group_norm=None if norm is None else (norm.weight, norm.bias),
+            o=_matrix(attention.o_proj),
+            up=_matrix(mlp.up) if mlp.gate is None else _join([mlp.gate, mlp.up]),
+            down=_matrix(mlp.down),
+        )
+
+    def _heads(self, attention: Any) -> "Heads":
+        config, options, features = self.config, self.config.attention, attention.feature_map
+        scales = None
+        if options.decay_tables:
+            tables = attention._decay_tables()
+            log_decay, q_scale, k_scale = (t.float().contiguous() for t in tables)
+            scales = q_scale, k_scale
+        else:
+            log_decay = -attention.log_decay_rate.float().exp()
+        weight = features.weight
+        norms = (attention.q_norm.weight, attention.k_norm.weight) if config.qk_norm else None
+        return self._ops.Heads(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            feature_map=options.feature_map,
+            negated_half=options.negated_half,
+            has_normalizer=options.readout == "normalizer",
+            rotary_dim=config.rotary_dim,
+            query_scale=config.query_scale,
+            projection=features.projection.float().contiguous(),
+            feature_weight=None if weight is None else weight.float().contiguous(),
+            norms=None if norms is None else (norms[0].float(), norms[1].float()),
+            norm_eps=config.norm_eps,
+            log_decay=log_decay,
+            table_scales=scales,
+        )
+
+
+def _parts(prefills: Sequence[PrefillSegment], first: int, device: torch.device) -> Tensor:
+    """First row after the decodes, length, source and target of each part. [n, 4], int64."""
+    rows = [[s.start - first, s.length, s.source, s.target] for s in prefills]
+    return torch.tensor(rows, device=device)
+
+
+def _matrix(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    return linear.weight, linear.bias
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor | None]:
+    return norm.weight, None if isinstance(norm, RMSNorm) else norm.bias
+
+
+def _join(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """One matrix of several with the same inputs, which become parts of it."""
+    weight = torch.cat([linear.weight for linear in linears])
+    sizes = [linear.out_features for linear in linears]
+    for linear, part in zip(linears, weight.split(sizes), strict=True):
+        linear.weight = nn.Parameter(part, requires_grad=False)
+    if all(linear.bias is None for linear in linears):
+        return weight, None
+    none = [weight.new_zeros(size) for size in sizes]
+    biases = [z if x.bias is None else x.bias for x, z in zip(linears, none, strict=True)]
+    return weight, torch.cat([bias.to(weight.dtype) for bias in biases])
