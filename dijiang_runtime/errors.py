@@ -9,6 +9,7 @@
     + NumericalError           the model produced NaN or infinity for this request alone
   x EngineOverloadedError      the waiting queue is full
   x QueueTimeoutError          no slot came free within the time that a request may wait
+  x GrammarCheckError          grammars cannot be tried out at present, so none is taken
   x EngineDeadError            the engine process died, hangs, or is not ready yet
 
 Every class carries a message fit for a client: it names no path, class or address.
@@ -74,6 +75,17 @@ class QueueTimeoutError(DiJiangError):
     def __init__(self) -> None:
         super().__init__("The request waited too long for its turn. Try again later.")
         self.retry_after_seconds = 1.0
+
+
+class GrammarCheckError(DiJiangError):
+    """The process that tries grammars out does not start. Requests without one are not affected."""
+
+    def __init__(self, *, retry_after_seconds: float) -> None:
+        super().__init__(
+            "Structured output is not available at present: the process that tries grammars out "
+            "does not start. Try again later, or ask without a schema or grammar."
+        )
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EngineDeadError(DiJiangError):

@@ -8,6 +8,7 @@ must live, compiles only what a child process of the server has compiled before 
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import resource
 import select
@@ -23,14 +24,19 @@ from pathlib import Path
 
 import msgspec
 
-from dijiang_runtime.errors import EngineOverloadedError, InvalidRequestError
+from dijiang_runtime.errors import EngineOverloadedError, GrammarCheckError, InvalidRequestError
 from dijiang_runtime.request import Grammar
+
+logger = logging.getLogger(__name__)
 
 MAX_VERDICTS = 1024
 MAX_WAITING = 32
 """Grammars that may wait for the one that is being tried out."""
 
 START_SECONDS = 60.0
+PAUSE_SECONDS = 5.0
+"""After a start that failed, before the next one is tried. All who ask meanwhile are refused."""
+
 MEMORY_BYTES = 512 * 2**20
 """What a grammar may need beyond what the process has when it is ready."""
 
@@ -74,6 +80,7 @@ class GrammarChecker:
         Raises:
             InvalidRequestError: it cannot, and why.
             EngineOverloadedError: too many are waiting to be tried out.
+            GrammarCheckError: the process that tries them out does not start.
         """
         size = len(grammar.text.encode("utf-8", errors="replace"))
         if size > self._max_bytes:
@@ -118,13 +125,15 @@ class _Child:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
+        self._next_start = 0.0
+        """By the monotonic clock: no start is tried before."""
 
     def ask(self, start: CheckStart, grammar: Grammar) -> Verdict:
         """Try a grammar out. Blocks, at most until its time is over."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self.end()
-                self._process = _spawn(start)
+                self._start(start)
+            assert self._process is not None
             line = _talk(self._process, msgspec.json.encode(grammar), start.timeout_seconds)
             if line:
                 return msgspec.json.decode(line, type=Verdict)
@@ -136,6 +145,26 @@ class _Child:
                 if line is None
                 else "cannot be used: compiling it takes too much memory or depth."
             )
+
+    def _start(self, start: CheckStart) -> None:
+        """Start the process, or a new one. Raises `GrammarCheckError`."""
+        self.end()
+        seconds_left = self._next_start - time.monotonic()
+        if seconds_left > 0:
+            raise GrammarCheckError(retry_after_seconds=seconds_left)
+        reason = "it did not become ready"
+        try:
+            self._process = _spawn()
+            if _talk(self._process, msgspec.json.encode(start), START_SECONDS):
+                return
+        except OSError as exc:
+            reason = str(exc)
+        if self._process is not None and (status := self._process.poll()) is not None:
+            reason = f"it ended with status {status}"
+        logger.error("The process that tries grammars out does not start: %s.", reason)
+        self.end()
+        self._next_start = time.monotonic() + PAUSE_SECONDS
+        raise GrammarCheckError(retry_after_seconds=PAUSE_SECONDS)
 
     def end(self) -> None:
         """Kill the process, if there is one."""
@@ -149,17 +178,14 @@ class _Child:
                         pipe.close()
 
 
-def _spawn(start: CheckStart) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
+def _spawn() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         [sys.executable, "-m", "dijiang_runtime.grammar_check"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    if not _talk(process, msgspec.json.encode(start), START_SECONDS):
-        raise RuntimeError("the process that tries grammars out does not start")
-    return process
 
 
 def _talk(process: subprocess.Popen[bytes], line: bytes, timeout_seconds: float) -> bytes | None:

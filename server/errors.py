@@ -25,6 +25,7 @@ from dijiang_runtime.errors import (
     DiJiangError,
     EngineDeadError,
     EngineOverloadedError,
+    GrammarCheckError,
     InvalidRequestError,
     NumericalError,
     QueueTimeoutError,
@@ -121,6 +122,7 @@ OPENAI_ERRORS: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (RequestFailedError, 500, "server_error", "request_failed"),
     (ServerDrainingError, 503, "server_error", "server_draining"),
     (QueueTimeoutError, 503, "server_error", "queue_timeout"),
+    (GrammarCheckError, 503, "server_error", "grammar_check_unavailable"),
     (DeadlineExceededError, 504, "server_error", "deadline_exceeded"),
     (EngineDeadError, 503, "server_error", "engine_dead"),
 )

@@ -1,12 +1,14 @@
 """The fields that ask for structured output, and grammars that are meant to hurt."""
 
 import json
+import sys
 import time
 from typing import Any
 
 import httpx
 import pytest
 
+from dijiang_runtime import grammar_check
 from dijiang_runtime.request import GrammarKind
 from server.protocol.structure import StructureFields
 from tests.server.fake_engine import FakeEngine
@@ -140,6 +142,36 @@ async def test_a_grammar_that_takes_too_long_is_refused(client_for: Any) -> None
     response = await client.post("/v1/completions", json=body)
     assert response.status_code == 400
     assert "0.02 seconds" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
+async def test_without_a_process_for_grammars_everything_else_is_answered(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    url = "/v1/completions"
+    wanted = {**URLS[url], "structured_outputs": {"regex": "ab"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", program)
+        for _ in range(2):
+            response = await client.post(url, json=wanted)
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "grammar_check_unavailable"
+            assert 1 <= int(response.headers["retry-after"]) <= grammar_check.PAUSE_SECONDS
+            assert (await client.post(url, json=URLS[url])).status_code == 200
+    # It is tried again only after the pause.
+    assert (await client.post(url, json=wanted)).status_code == 503
+
+
+async def test_grammars_are_taken_again_when_their_process_starts_again(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "/v1/completions"
+    wanted = {**URLS[url], "structured_outputs": {"regex": "ab"}}
+    monkeypatch.setattr(grammar_check, "PAUSE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        assert (await client.post(url, json=wanted)).status_code == 503
+    assert (await client.post(url, json=wanted)).status_code == 200
 
 
 def test_nothing_is_asked_for_by_a_format_of_text() -> None:
