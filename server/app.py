@@ -71,17 +71,18 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
     model = ServedModel.load(
         config.model, config.model_names, tool_call_parser=config.tool_call_parser
     )
+    metrics = Metrics(
+        model.names[0],
+        version=VERSION,
+        vllm_names=config.vllm_metrics,
+        paths=paths,
+    )
     context = ServerContext(
         config=config,
         engine=engine,
         model=model,
-        metrics=Metrics(
-            model.names[0],
-            version=VERSION,
-            vllm_names=config.vllm_metrics,
-            paths=paths,
-        ),
-        lifecycle=Lifecycle(),
+        metrics=metrics,
+        lifecycle=Lifecycle(metrics.deadline_exceeded.inc),
         keys=ApiKeys(config),
         grammars=GrammarChecker(
             config.model,

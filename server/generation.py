@@ -25,9 +25,9 @@ from dijiang_runtime.request import (
     SamplingParams,
 )
 from server.context import ServerContext
-from server.metrics import SequenceMeter
 from server.protocol.common import Usage
 from server.protocol.sampling import EngineRequest, GenerationRequest, seed_of_choice
+from server.sequence_meter import SequenceMeter
 
 Batch = list[tuple[int, RequestOutput]]
 """Outputs that are ready together, each with the index of its choice."""

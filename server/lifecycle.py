@@ -1,7 +1,7 @@
 """How a request ends before its answer does: the client leaves, or the server stops."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.types import Receive
@@ -18,7 +18,9 @@ class Lifecycle:
     the grace period calls `end_remaining`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_deadline: Callable[[], None]) -> None:
+        """`on_deadline` is called for every answer that was not complete in its time."""
+        self.on_deadline = on_deadline
         self.is_draining = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -88,7 +90,10 @@ async def run_for_client(
             return_when=asyncio.FIRST_COMPLETED,
         )
         if not task.done():
-            raise ClientDisconnectedError if watcher.done() else DeadlineExceededError
+            if watcher.done():
+                raise ClientDisconnectedError
+            lifecycle.on_deadline()
+            raise DeadlineExceededError
         if task.cancelled():
             raise ServerDrainingError("The server shut down before the answer was complete.")
         return task.result()

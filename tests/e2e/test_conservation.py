@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.server_process import ServerProcess, wait_for
+from tests.e2e.server_process import ServerProcess, metrics, wait_for
 
 PATHS = {
     "/v1/completions": {"prompt": "the quick"},
@@ -55,6 +55,8 @@ def visit(url: str, seed: int) -> tuple[str, str]:
                 next(response.iter_raw())
                 return path, "left"
             text = response.read().decode()
+    if "deadline_exceeded" in text or "request's time limit" in text:
+        return path, "deadline"
     if response.status_code == 200:
         failed = '{"error"' in text or "response.failed" in text
         return path, "error" if failed else "ok"
@@ -76,6 +78,7 @@ def test_received_is_what_ended(tiny_model: Path, queue: str) -> None:
             while True:
                 received = counts(client, "dijiang_requests_received_total")
                 ended = counts(client, "dijiang_requests_finished_total")
+                num_late = metrics(client)["dijiang_deadline_exceeded_total"]
                 if received.total() == ended.total() or time.monotonic() > deadline:
                     break
 
@@ -85,8 +88,10 @@ def test_received_is_what_ended(tiny_model: Path, queue: str) -> None:
         assert received[path, ""] == of_path.total(), path
         # Whoever leaves may find the answer complete.
         saw = Counter({o: n for (p, o), n in seen.items() if p == path})
-        assert of_path["rejected"] == saw["rejected"] and of_path["error"] == saw["error"]
+        assert of_path["rejected"] == saw["rejected"]
+        assert of_path["error"] == saw["error"] + saw["deadline"]
         assert of_path["ok"] + of_path["aborted"] == saw["ok"] + saw["left"]
         assert of_path["ok"] >= saw["ok"]
+    assert 0 < num_late == sum(n for (_, what), n in seen.items() if what == "deadline")
     outcomes = Counter({o: sum(n for (_, p), n in ended.items() if p == o) for _, o in ended})
     assert outcomes["ok"] and outcomes["error"] and outcomes["rejected"] and outcomes["aborted"]

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dijiang_runtime.engine.messages import EngineStats
 from dijiang_runtime.errors import EngineDeadError, EngineOverloadedError, NumericalError
-from server.metrics import position_bucket
+from server.metric_buckets import position_bucket
 from tests.server.asgi import Visitor
 from tests.server.fake_engine import FakeEngine
 
