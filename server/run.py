@@ -27,6 +27,7 @@ from dijiang_runtime.engine.client import EngineClient, EngineProcess
 from server.app import create_app, create_probe_app
 from server.config import MAX_HEADER_BYTES, ConfigError, ServerConfig
 from server.context import ServerContext
+from server.garbage import collect_when_quiet
 from server.http_protocol import ReceiptProtocol
 from server.reloading import watch_files
 from server.summary import print_summary
@@ -98,7 +99,11 @@ async def _run_engine(engine: EngineClient, context: ServerContext, url: str) ->
     console.print(f"Listening on {url}, loading {context.model.names[0]}.", highlight=False)
     await engine.start()
     print_summary(console, url, context.model.names, engine.info, context.config)
-    await engine.wait_failed()
+    collecting = asyncio.create_task(collect_when_quiet(context.lifecycle))
+    try:
+        await engine.wait_failed()
+    finally:
+        collecting.cancel()
 
 
 def listen(config: ServerConfig) -> socket.socket:
