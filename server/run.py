@@ -39,7 +39,7 @@ BACKLOG = 2048
 MAX_UNSENT_BYTES = 64 * 1024
 """What the kernel holds of an answer that has not been sent yet."""
 FLUSH_SECONDS = 5
-"""Time for the last bytes to reach the clients, after everything else is over."""
+"""Least time for the last bytes to reach the clients, after everything else is over."""
 
 
 def run_server(config: ServerConfig, engine_config: EngineConfig) -> int:
@@ -196,6 +196,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
         self._lifecycle.begin_drain()
         logger.info("Draining: %d requests are running.", self._lifecycle.num_active)
         try:
@@ -204,6 +206,10 @@ class Server(uvicorn.Server):
         except TimeoutError:
             logger.warning("Ending %d requests.", self._lifecycle.num_active)
             self._lifecycle.end_remaining()
+        # A client that reads slowly is given what is left of the time: its answer is complete, but
+        # the end of it still waits to be sent.
+        remaining = math.ceil(deadline - loop.time())
+        self.config.timeout_graceful_shutdown = max(FLUSH_SECONDS, remaining)
         self.should_exit = True
 
 

@@ -3,9 +3,13 @@
 import asyncio
 import json
 import signal
+import socket
+import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from tests.e2e.server_process import ServerProcess
 
@@ -40,6 +44,26 @@ async def test_a_draining_server_finishes_what_runs_and_refuses_the_rest(
             json.loads(data[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         )
         assert await asyncio.to_thread(server.process.wait, 10) == 0
+
+
+@pytest.mark.slow
+def test_who_reads_slowly_is_given_the_whole_grace_period(tiny_model: Path) -> None:
+    body = json.dumps({**LONG, "max_tokens": 800}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with ServerProcess(tiny_model, "--drain-seconds", "60") as server, socket.socket() as client:
+        address = urlsplit(server.wait_ready())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((address.hostname, address.port))
+        client.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        received = client.recv(4096)
+        server.signal(signal.SIGTERM)
+        # So slowly that what waits to be sent takes longer than idle connections are given.
+        while data := client.recv(4096):
+            received += data
+            time.sleep(0.5)
+        assert b"data: [DONE]" in received
+        assert received.endswith(b"0\r\n\r\n")
+        assert server.process.wait(10) == 0
 
 
 async def test_what_does_not_finish_in_time_ends_with_an_error(tiny_model: Path) -> None:
