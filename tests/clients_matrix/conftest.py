@@ -7,8 +7,10 @@ nothing of this project; the server runs in the project's.
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,17 @@ else:
     }
 
 
-@pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    """The address of a running server."""
-    command = [SERVER, "-m", "server.cli", "serve", DEMO, "--port", "0"]
+# The demo model continues text. With a template that knows tools it calls them where it must.
+TOOL_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} <tool_call> {% endfor %}"
+    "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of a model folder."""
+    command = [SERVER, "-m", "server.cli", "serve", folder, "--port", "0"]
     command += ["--served-model-name", MODEL]
     with subprocess.Popen(
         command,
@@ -64,6 +73,23 @@ def url() -> Iterator[str]:
         finally:
             process.terminate()
             process.stderr.read()
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """The address of a running server."""
+    with serving(DEMO) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def tools_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The base URL of one whose model knows tools."""
+    folder = tmp_path_factory.mktemp("caller") / MODEL
+    shutil.copytree(DEMO, folder)
+    (folder / "chat_template.jinja").write_text(TOOL_TEMPLATE)
+    with serving(folder) as url:
+        yield f"{url}/v1"
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ FOLDER = Path(__file__).parent / "node"
 
 
 @pytest.mark.parametrize("script", ["openai.test.mjs", "ai.test.mjs"])
-def test_javascript(base_url: str, run: Callable[..., str], script: str) -> None:
-    environment = {**os.environ, "BASE_URL": base_url, "AI_SDK_LOG_WARNINGS": "false"}
+def test_javascript(base_url: str, tools_url: str, run: Callable[..., str], script: str) -> None:
+    urls = {"BASE_URL": base_url, "TOOLS_URL": tools_url}
+    environment = {**os.environ, **urls, "AI_SDK_LOG_WARNINGS": "false"}
     report = run("node", "--test", "--test-reporter=tap", script, cwd=FOLDER, env=environment)
     assert "# fail 0" in report and "# pass 0" not in report

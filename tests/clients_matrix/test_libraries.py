@@ -123,3 +123,41 @@ def test_instructor(sdk: openai.OpenAI) -> None:
 
     partial = list(client.chat.completions.create_partial(**wanted))
     assert json.loads(partial[-1].model_dump_json()) == json.loads(pet.model_dump_json())
+
+
+def test_tools(tools_url: str) -> None:
+    server: dict[str, Any] = {"base_url": tools_url, "api_key": "none", "max_retries": 0}
+    limits: dict[str, Any] = {"model": "demo", "temperature": 0, "max_tokens": 120}
+    chat = ChatOpenAI(**server, **limits).bind_tools([Pet], tool_choice="required", strict=True)
+    called = chat.invoke("A cat has four legs.")
+    pets = [Pet.model_validate(call["args"]) for call in called.tool_calls]
+    assert pets and not called.invalid_tool_calls
+    streamed = None
+    for chunk in chat.stream("A cat has four legs."):
+        streamed = chunk if streamed is None else streamed + chunk
+    assert streamed is not None
+    assert [call["args"] for call in streamed.tool_calls] == [c["args"] for c in called.tool_calls]
+
+    newer = ChatOpenAI(use_responses_api=True, **server, **limits)
+    items = newer.bind_tools([Pet], tool_choice="required", strict=True).invoke("A cat.")
+    assert [Pet.model_validate(call["args"]) for call in items.tool_calls]
+
+    sdk = openai.OpenAI(**server)
+    tools: Any = [openai.pydantic_function_tool(Pet, name="pet")]
+    wanted: dict[str, Any] = {
+        **limits,
+        "messages": [{"role": "user", "content": "A cat has four legs."}],
+        "tools": tools,
+        "tool_choice": "required",
+    }
+    with sdk.chat.completions.stream(**wanted) as stream:
+        kinds = {event.type for event in stream}
+        final = stream.get_final_completion().choices[0]
+    assert "tool_calls.function.arguments.delta" in kinds and final.finish_reason == "tool_calls"
+    assert all(isinstance(c.function.parsed_arguments, Pet) for c in final.message.tool_calls)
+
+    client = instructor.from_openai(sdk, mode=instructor.Mode.TOOLS)
+    pet = client.chat.completions.create(
+        **limits, messages=wanted["messages"], response_model=Pet, max_retries=0
+    )
+    assert isinstance(pet, Pet)

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { embed, generateText, Output, streamText } from "ai";
+import { embed, generateText, Output, streamText, tool } from "ai";
 import { z } from "zod";
 
 const provider = createOpenAICompatible({
@@ -45,6 +45,20 @@ test("structured output, whole and streamed", async () => {
   const partial = [];
   for await (const object of stream.partialOutputStream) partial.push(object);
   assert.deepEqual(partial.at(-1), whole.output);
+});
+
+test("tools, whole and streamed", async () => {
+  const caller = createOpenAICompatible({ name: "dijiang", baseURL: process.env.TOOLS_URL });
+  const cities = ["Bergen", "Oslo"];
+  const weather = tool({ inputSchema: z.object({ city: z.enum(cities) }) });
+  const asked = {
+    ...wanted, model: caller("demo"), maxOutputTokens: 120, tools: { weather }, toolChoice: "required",
+  };
+  const whole = await generateText(asked);
+  assert.equal(whole.finishReason, "tool-calls");
+  for (const call of whole.toolCalls) assert.ok(cities.includes(call.input.city));
+  const calls = await streamText(asked).toolCalls;
+  assert.deepEqual(calls.map((call) => call.input), whole.toolCalls.map((call) => call.input));
 });
 
 test("embeddings", async () => {

@@ -55,6 +55,32 @@ test("responses, streamed", async () => {
   assert.equal(final.output_text, whole.output_text);
 });
 
+test("tools, streamed, in chats and responses", async () => {
+  const caller = new OpenAI({ baseURL: process.env.TOOLS_URL, apiKey: "none", maxRetries: 0 });
+  const parameters = {
+    type: "object", properties: { city: { enum: ["Bergen", "Oslo"] } },
+    required: ["city"], additionalProperties: false,
+  };
+  const weather = { name: "weather", parameters, strict: true };
+  const limits = { model, temperature: 0, tool_choice: "required", parallel_tool_calls: false };
+  const runner = caller.chat.completions.stream({
+    ...limits, max_tokens: 80, messages, tools: [{ type: "function", function: weather }],
+  });
+  let pieces = 0;
+  runner.on("tool_calls.function.arguments.delta", () => { pieces += 1; });
+  const { choices: [choice] } = await runner.finalChatCompletion();
+  assert.equal(choice.finish_reason, "tool_calls");
+  assert.ok(pieces > 0);
+  const [call] = choice.message.tool_calls;
+  assert.ok(parameters.properties.city.enum.includes(JSON.parse(call.function.arguments).city));
+
+  const { output: [item] } = await caller.responses.stream({
+    ...limits, max_output_tokens: 80, input: prompt, tools: [{ type: "function", ...weather }],
+  }).finalResponse();
+  assert.equal(item.type, "function_call");
+  assert.equal(item.arguments, call.function.arguments);
+});
+
 test("embeddings and models", async () => {
   const { data } = await client.embeddings.create({ model, input: ["a red ball", "a ball"] });
   assert.equal(data.length, 2);
