@@ -19,7 +19,7 @@ import torch
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.request import Request
-from tests.campaigns.report import Report
+from tests.campaigns.report import Report, add_out
 from tests.conftest import save_tiny_model
 from tests.engine.requests import random_requests
 from tests.engine.test_determinism import Answer, run_alone, run_together
@@ -60,10 +60,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mixes", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    add_out(parser)
     options = parser.parse_args()
-    report = Report(f"neighbours: {options.mixes:,} mixes")
-    num_mixes = seed = 0
-    changed: list[str] = []
+    report = Report(f"neighbours: {options.mixes:,} mixes", options.out)
+    # Every seed is a run of its own, so a later one may go on from any.
+    saved = {"mixes": 0, "seed": 0, "changed": [], **report.saved}
+    num_mixes, seed, changed = saved["mixes"], saved["seed"], saved["changed"]
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers) as pool:
         model = save_tiny_model(Path(folder))
         while num_mixes < options.mixes:
@@ -73,6 +75,7 @@ def main() -> int:
                 num_mixes += num
                 changed += wrong
             report.figure("mixes so far, changed", f"{num_mixes:,}, {len(changed)}")
+            report.save({"mixes": num_mixes, "seed": seed, "changed": changed})
     report.check(not changed, f"{len(changed)} answers changed: {changed[:3]}")
     return report.end()
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
-from tests.campaigns.report import Report
+from tests.campaigns.report import Report, add_out
 from tests.conftest import save_tiny_model
 from tests.engine.requests import NUM_TOKENS, make_request
 from tests.engine.test_determinism import Answer, answers
@@ -170,8 +170,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    add_out(parser)
     options = parser.parse_args()
-    report = Report(f"poison: {options.rows:,} rows")
+    report = Report(f"poison: {options.rows:,} rows", options.out)
     planted: Counter[str] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers) as pool:

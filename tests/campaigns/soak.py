@@ -155,6 +155,9 @@ async def sample(server: ServerProcess, url: str, num_requests: int) -> Sample:
 
 
 async def campaign(options: argparse.Namespace) -> int:
+    if options.out is not None:
+        # A server that was stopped cannot go on growing: each run begins anew.
+        options.out.unlink(missing_ok=True)
     name = f"soak: {options.requests:,} requests or {options.hours:g} hours"
     report = Report(f"{name}, {options.clients} clients", options.out)
     flags = ("--max-slots", str(options.clients), "--log-level", "error", *patience.FLAGS)

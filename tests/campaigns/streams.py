@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.campaigns.report import Report, anonymous_bytes
+from tests.campaigns.report import Report, add_out, anonymous_bytes
 from tests.campaigns.wire import Connection, request_bytes
 from tests.conftest import save_tiny_model
 from tests.e2e.server_process import ServerProcess
@@ -64,8 +64,9 @@ async def probe(url: str, seconds: float) -> list[float]:
     return times
 
 
-async def campaign(num_streams: int, slots: int, seconds: float, *, timed: bool) -> int:
-    report = Report(f"streams: {num_streams:,} at once, {slots} of them running")
+async def campaign(options: argparse.Namespace) -> int:
+    num_streams, slots, seconds = options.streams, options.slots, options.seconds
+    report = Report(f"streams: {num_streams:,} at once, {slots} of them running", options.out)
     flags = ("--max-slots", str(slots), "--max-queued-requests", str(num_streams))
     flags += ("--max-queue-seconds", "0", "--max-request-seconds", "0")
     with (
@@ -104,7 +105,7 @@ async def campaign(num_streams: int, slots: int, seconds: float, *, timed: bool)
     report.spread("/livez while they are open", times)
     report.check(ended == 0, f"{ended} streams ended early")
     report.check(total <= MAX_BYTES * num_streams, "a stream costs more than 64 KiB")
-    if timed:
+    if not options.untimed:
         p99 = sorted(times)[int(0.99 * len(times))]
         report.check(p99 < MAX_P99_SECONDS, "the p99 of /livez is not below 100 ms")
     return report.end()
@@ -117,12 +118,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--untimed", action="store_true", help="on a machine that is busy")
     parser.add_argument("--hold", metavar="URL", help=argparse.SUPPRESS)
+    add_out(parser)
     options = parser.parse_args()
     if options.hold:
         asyncio.run(hold(options.hold, options.streams))
         return 0
-    timed = not options.untimed
-    return asyncio.run(campaign(options.streams, options.slots, options.seconds, timed=timed))
+    return asyncio.run(campaign(options))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.campaigns import patience
-from tests.campaigns.report import Report
+from tests.campaigns.report import Report, add_out
 from tests.campaigns.wire import Connection
 from tests.conftest import save_tiny_model
 from tests.e2e.server_process import ServerProcess
@@ -19,9 +19,12 @@ from tests.fuzz.kinds import all_kinds
 GOLDEN_EVERY = 50
 
 
-async def campaign(num_requests: int, first: int, clients: int) -> int:
+async def campaign(options: argparse.Namespace) -> int:
+    num_requests, first, clients = options.requests, options.first, options.clients
     kinds = all_kinds()
-    report = Report(f"fuzz: {len(kinds)} kinds and {num_requests:,} generated from {first:,}")
+    report = Report(
+        f"fuzz: {len(kinds)} kinds and {num_requests:,} generated from {first:,}", options.out
+    )
     numbers = iter(range(first, first + num_requests))
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -66,8 +69,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--clients", type=int, default=4)
-    options = parser.parse_args()
-    return asyncio.run(campaign(options.requests, options.first, options.clients))
+    add_out(parser)
+    return asyncio.run(campaign(parser.parse_args()))
 
 
 if __name__ == "__main__":
