@@ -226,10 +226,11 @@ def test_s18_connections_that_trickle_hurt_nobody(
 ) -> None:
     url = urlsplit(guarded.wait_ready())
     head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Length: 9".encode()
-    sockets = [socket.create_connection((url.hostname, url.port)) for _ in range(500)]
+    sockets: list[socket.socket] = []
     try:
-        for i, connection in enumerate(sockets):
-            connection.sendall(head[: 1 + i % len(head)])
+        for i in range(2000):
+            sockets.append(socket.create_connection((url.hostname, url.port)))
+            sockets[-1].sendall(head[: 1 + i % len(head)])
         assert http.post(URL, json=PROMPT).elapsed.total_seconds() < 1
         deadline = time.monotonic() + 10
         for connection in sockets:
