@@ -7,5 +7,6 @@ the whole history, so that any mix-up of states changes the output. Time is coun
     isolated.py    what each request must be answered: written from the contract, not from the code
     world.py       arrivals, aborts, faults, and the invariants I1 to I12
     mutations.py   known bugs, planted one at a time, that the simulation must catch
+    seeds.py       for each known bug, a small world that shows it
     __main__.py    long campaigns: `make simulate`
 """

@@ -7,22 +7,11 @@ import pytest
 
 from tests.simulation.campaign import REQUESTS_PER_WORLD, SOMETIMES, fails, run_seeds
 from tests.simulation.mutations import MUTATIONS
+from tests.simulation.seeds import kept_seeds
 from tests.simulation.world import World
 
 CI_REQUESTS = 100_000
 NUM_PARTS = 10
-
-KNOWN_SEEDS = [
-    # An abort in mid-step ended the sequence's text before the step did, and the engine died.
-    (0, 60),
-    # The world sent an id twice that the engine had just given up: the world's mistake.
-    (1771, 149),
-]
-"""Seeds that failed once, with the fewest requests that showed it.
-
-A world draws more than it did then, so these seeds are other runs now. The first bug is still
-caught as a mutation ("an abort in mid-step frees the slot at once"); the second was the world's.
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +29,17 @@ def test_every_invariant_holds_in_every_step_of_100_000_requests(part: int) -> N
     assert [situation for situation in SOMETIMES if not seen[situation]] == []
 
 
-@pytest.mark.parametrize(("seed", "num_requests"), KNOWN_SEEDS)
-def test_a_seed_that_failed_once_does_not_fail_again(seed: int, num_requests: int) -> None:
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_kept_seed_shows_its_bug_and_nothing_else(name: str) -> None:
+    seed, num_requests = kept_seeds()[name]
+    with MUTATIONS[name]():
+        is_shown = fails(seed, num_requests)
+    assert is_shown, "The worlds have changed. Find new seeds: python -m tests.simulation.seeds"
     World(seed, num_requests).run()
+
+
+def test_there_is_a_kept_seed_for_each_planted_bug() -> None:
+    assert kept_seeds().keys() == MUTATIONS.keys()
 
 
 def test_a_seed_is_one_run() -> None:
