@@ -102,7 +102,7 @@ def main() -> int:
         except ModelLoadError as exc:
             channel.send(LoadFailed(str(exc)))
             return 1
-        # What was loaded stays: looking through it for garbage would stop a step for 0.1 s.
+        # What was loaded stays: looking through it for garbage would stop a step for 20 ms.
         gc.collect()
         gc.freeze()
         channel.send(Ready(engine.info))
