@@ -1,5 +1,6 @@
 // Vectors of 16 floats as one AVX-512 register. What each function means: simd_portable.h.
-// The instructions for int8 and bfloat16 products are used where the target has them.
+// The instructions for int8 and bfloat16 products are used where the target says that it has them: a
+// pragma that selects a target does not define the compiler's own macros everywhere.
 
 using Vec = __m512;
 using Word = __m512i;
@@ -7,7 +8,7 @@ using Sum = __m512i;
 
 constexpr int kMaxRows = 6;
 constexpr int kTileVectors = 4;
-#ifdef __AVX512VNNI__
+#ifdef DIJIANG_VNNI
 constexpr int kInputOffset = 128;
 #else
 constexpr int kInputOffset = 0;
@@ -47,7 +48,7 @@ static inline Word load_word(const void *p) { return _mm512_loadu_si512(p); }
 static inline Vec as_floats(Word w) { return _mm512_castsi512_ps(w); }
 
 static inline Vec dot_bf16(Vec acc, Word x, Word w) {
-#ifdef __AVX512BF16__
+#ifdef DIJIANG_BF16
     return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w);
 #else
     const Word high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
@@ -58,7 +59,7 @@ static inline Vec dot_bf16(Vec acc, Word x, Word w) {
 
 static inline Sum zero_sum() { return _mm512_setzero_si512(); }
 static inline Sum dot_int8(Sum acc, Word x, Word w) {
-#ifdef __AVX512VNNI__
+#ifdef DIJIANG_VNNI
     return _mm512_dpbusd_epi32(acc, x, w);
 #else
     // |w| is unsigned and x takes w's sign: two products fit into 16 bits.

@@ -9,6 +9,8 @@ namespace dijiang {
 namespace avx512_bf16 {
 
 #define DIJIANG_TARGET "avx512_bf16"
+#define DIJIANG_VNNI 1
+#define DIJIANG_BF16 1
 #include "simd_avx512.h"
 #include "kernels.inl"
 

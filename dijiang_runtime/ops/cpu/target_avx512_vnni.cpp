@@ -9,6 +9,7 @@ namespace dijiang {
 namespace avx512_vnni {
 
 #define DIJIANG_TARGET "avx512_vnni"
+#define DIJIANG_VNNI 1
 #include "simd_avx512.h"
 #include "kernels.inl"
 
