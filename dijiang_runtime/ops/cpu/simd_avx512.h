@@ -4,7 +4,8 @@
 
 using Vec = __m512;
 using Word = __m512i;
-using Sum = __m512i;
+// Not __m512i: with conversions to and fro, sums would not stay in registers.
+using Sum = __v16si;
 
 constexpr int kMaxRows = 6;
 constexpr int kTileVectors = 4;
@@ -57,23 +58,25 @@ static inline Vec dot_bf16(Vec acc, Word x, Word w) {
 #endif
 }
 
-static inline Sum zero_sum() { return _mm512_setzero_si512(); }
+static inline Sum zero_sum() { return (Sum)_mm512_setzero_si512(); }
 static inline Sum dot_int8(Sum acc, Word x, Word w) {
 #ifdef DIJIANG_VNNI
-    return _mm512_dpbusd_epi32(acc, x, w);
+    asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(x), "v"(w));
+    return acc;
 #else
     // |w| is unsigned and x takes w's sign: two products fit into 16 bits.
-    const Word signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), zero_sum(), x);
+    const Word zero = _mm512_setzero_si512();
+    const Word signed_x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), zero, x);
     const Word pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), signed_x);
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    return acc + (Sum)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #endif
 }
 // Inputs that are stored as x + 128 have added 128 times the column's sum.
 static inline Sum subtract_offset(Sum acc, const int32_t *column_sum) {
     if (kInputOffset == 0) return acc;
-    return _mm512_sub_epi32(acc, _mm512_slli_epi32(_mm512_loadu_si512(column_sum), 7));
+    return acc - (Sum)_mm512_slli_epi32(_mm512_loadu_si512(column_sum), 7);
 }
-static inline Vec to_floats(Sum s) { return _mm512_cvtepi32_ps(s); }
+static inline Vec to_floats(Sum s) { return _mm512_cvtepi32_ps((__m512i)s); }
 
 static inline void store_int8(void *p, Vec v) {
     const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
