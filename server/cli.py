@@ -11,8 +11,9 @@ from server.commands.bench import bench
 from server.commands.bench_http import bench_http
 from server.commands.chat import chat
 from server.commands.common import TRACEBACK_VARIABLE
-from server.commands.conversion import evaluate, sample, tokenizer
+from server.commands.conversion import sample, tokenizer
 from server.commands.convert import convert
+from server.commands.evaluation import compare, evaluate
 from server.commands.generate import generate
 from server.commands.inspection import inspect
 from server.commands.kernel_error import kernel_error
@@ -49,7 +50,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "convert": (convert, "Turn a pretrained Transformer into a DiJiang model."),
     "kernel-error": (kernel_error, "Compare feature maps with softmax attention."),
     "train": (train, "Train a model on text, with or without a teacher."),
-    "eval": (evaluate, "Measure loss and perplexity on text."),
+    "eval": (evaluate, "Measure loss, last words or recall on text."),
+    "compare": (compare, "Compare converted models with their parent."),
     "tokenizer": (tokenizer, "Train a tokenizer on text."),
     "sample": (sample, "Let a vanilla parent write training text."),
 }

@@ -1,22 +1,26 @@
 """Loss and perplexity of a DiJiang model, or of its vanilla parent, on the same text."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dijiang_runtime.conversion.data import evaluation_blocks, load_tokenizer, pack_documents
-from dijiang_runtime.conversion.trainable import load_model_folder
+from dijiang_runtime.conversion.errors import DataError
+from dijiang_runtime.conversion.trainable import TrainableModel, load_model_folder
 
 LogitsFn = Callable[[Tensor], Tensor]
 AdvanceFn = Callable[[int, int], None]
 
 # exp() of a larger loss is no float; a perplexity of 1e304 says as much.
 _MAX_EXPONENT = 700.0
+_FIRST_BUCKET = 16
+_TOKENS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +29,22 @@ class EvaluateOptions:
 
     context: int = 256
     """Tokens a block sees at most; blocks follow each other and start from nothing."""
-    batch_size: int = 16
+    batch_size: int | None = None
+    """None: as many blocks as hold about 4,096 tokens."""
     max_tokens: int | None = None
     """Stop after this many tokens of the text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """The loss of predictions that saw `start` + 1 to `stop` tokens."""
+
+    start: int
+    stop: int
+    loss: float
+    """Mean negative log-likelihood, nats per token."""
+    perplexity: float
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,20 +60,53 @@ class Evaluation:
     num_parameters: int
     kind: str
     """`dijiang` or `vanilla`."""
+    by_position: tuple[Bucket, ...]
+    """Each from twice as far in a block as the one before."""
+
+
+def mean_loss(logits_of: LogitsFn, blocks: Tensor, batch_size: int) -> float:
+    """Mean cross-entropy in nats over `blocks [num_blocks, context + 1]`, summed in float64."""
+    return float(position_losses(logits_of, blocks, batch_size).mean())
 
 
 @torch.no_grad()
-def mean_loss(
+def position_losses(
     logits_of: LogitsFn, blocks: Tensor, batch_size: int, advance: AdvanceFn | None = None
-) -> float:
-    """Mean cross-entropy in nats over `blocks [num_blocks, context + 1]`, summed in float64."""
-    total, done = 0.0, 0
+) -> Tensor:
+    """Mean cross-entropy in nats at each place of `blocks [num_blocks, context + 1]`.
+
+    Returns:
+        Float64 [context].
+    """
+    total, done = torch.zeros(blocks.shape[1] - 1, dtype=torch.float64), 0
     for batch in blocks.split(batch_size):
         done += len(batch)
+        losses = next_token_loss(logits_of(batch[:, :-1]), batch, reduction="none")
+        total += losses.view(len(batch), -1).sum(0, dtype=torch.float64).cpu()
         if advance is not None:
             advance(done, len(blocks))
-        total += next_token_loss(logits_of(batch[:, :-1]), batch, reduction="sum").item()
-    return total / (blocks.shape[0] * (blocks.shape[1] - 1))
+    return total / len(blocks)
+
+
+def buckets(losses: Tensor, num_blocks: int) -> Iterator[Bucket]:
+    """Losses by place [context] as means over 1 to 16, 17 to 32, 33 to 64, ... tokens seen."""
+    start, stop = 0, _FIRST_BUCKET
+    while start < len(losses):
+        inside = losses[start:stop]
+        loss = float(inside.mean())
+        yield Bucket(
+            start=start,
+            stop=start + len(inside),
+            loss=loss,
+            perplexity=perplexity(loss),
+            num_tokens=num_blocks * len(inside),
+        )
+        start, stop = stop, 2 * stop
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats."""
+    return math.exp(min(loss, _MAX_EXPONENT))
 
 
 def next_token_loss(logits: Tensor, batch: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -82,16 +132,38 @@ def evaluate(
     """
     model = load_model_folder(folder)
     token_ids = pack_documents(data, load_tokenizer(folder), eos_token_id=model.eos_token_id)
+    return evaluate_model(model, token_ids, options, progress)
+
+
+def evaluate_model(
+    model: TrainableModel,
+    token_ids: np.ndarray,
+    options: EvaluateOptions,
+    progress: AdvanceFn | None = None,
+) -> Evaluation:
+    """Loss and perplexity of a model on token ids. Arguments and errors as in `evaluate`."""
+    check_length(model, options.context)
     if options.max_tokens is not None:
         token_ids = token_ids[: options.max_tokens + 1]
     blocks = evaluation_blocks(token_ids, options.context)
+    num_blocks, context = blocks.shape[0], blocks.shape[1] - 1
     model.module.eval()
-    loss = mean_loss(model.logits, blocks, options.batch_size, progress)
+    batch_size = options.batch_size or max(1, _TOKENS_PER_BATCH // context)
+    losses = position_losses(model.logits, blocks, batch_size, progress)
+    loss = float(losses.mean())
     return Evaluation(
         loss=loss,
-        perplexity=math.exp(min(loss, _MAX_EXPONENT)),
-        num_tokens=blocks.shape[0] * (blocks.shape[1] - 1),
-        context=blocks.shape[1] - 1,
+        perplexity=perplexity(loss),
+        num_tokens=num_blocks * context,
+        context=context,
         num_parameters=sum(p.numel() for p in model.module.parameters()),
         kind=model.kind,
+        by_position=tuple(buckets(losses, num_blocks)),
     )
+
+
+def check_length(model: TrainableModel, length: int) -> None:
+    """Raise DataError if the model has not so many positions."""
+    limit = model.max_length
+    if limit is not None and length > limit:
+        raise DataError(f"The model has {limit:,} positions, fewer than {length:,}.")

@@ -1,7 +1,5 @@
-"""`dijiang tokenizer`, `eval` and `sample`."""
+"""`dijiang tokenizer` and `sample`."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -33,37 +31,6 @@ def tokenizer(
 
     trained = train_tokenizer(data, out, vocab_size=vocab_size)
     typer.echo(f"{out} holds a tokenizer of {trained.get_vocab_size()} tokens.")
-
-
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="DiJiang folder, or a vanilla one.")],
-    data: DataOption,
-    context: Annotated[int, typer.Option(min=1, help="Tokens that a prediction may see.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after these.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Measure loss and perplexity of a model, or of its vanilla parent, on text.
-
-    Example:
-
-        dijiang eval pythia-70m-dijiang --data heldout.txt --json
-    """
-    from dijiang_runtime.conversion.evaluate import EvaluateOptions
-    from dijiang_runtime.conversion.evaluate import evaluate as run_evaluation
-
-    options = EvaluateOptions(context=context, batch_size=batch_size, max_tokens=max_tokens)
-    with progress_bar("Evaluating") as advance:
-        result = run_evaluation(model, data, options, advance)
-    if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(result), indent=2))
-        return
-    typer.echo(
-        f"loss        {result.loss:.4f} nats per token\n"
-        f"perplexity  {result.perplexity:.3f}\n"
-        f"tokens      {result.num_tokens:,}, {result.context} to a block\n"
-        f"model       {result.kind}, {result.num_parameters:,} parameters"
-    )
 
 
 def sample(
