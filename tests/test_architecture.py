@@ -51,7 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         | {f"dijiang_runtime.engine.{name}" for name in ("client", "messages")}
     ),
     "dijiang_runtime.ops.triton": frozenset({"torch", "triton", "dijiang_runtime.ops.triton"}),
-    "dijiang_runtime.ops": frozenset({"torch", "dijiang_runtime.ops"}),
+    "dijiang_runtime.ops": frozenset({"torch", "numpy", "dijiang_runtime.ops"}),
 }
 
 FORBIDDEN: dict[str, frozenset[str]] = {

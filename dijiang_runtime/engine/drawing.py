@@ -1,7 +1,9 @@
 """Temperature, min_p, top_k, top_p, and the draw: one random number to one token.
 
-The draw inverts the cumulative distribution in order of token id, in float64. Every step of it
-looks at one row alone and adds in a fixed order, so a row's token does not depend on the batch.
+The draw inverts the cumulative distribution in order of token id, summed up in float64. Every step
+of it looks at one row alone and adds in a fixed order, so a row's token does not depend on the
+batch. On the CPU the compiled kernels do it; what is here is for other devices, and for an
+installation without them.
 
 Probabilities are left as weights, of which the largest is 1: nothing here needs their sum to be 1,
 and that saves a pass over the vocabulary. No cut sorts more than the tokens that may survive it.
@@ -16,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dijiang_runtime.ops.cpu import sampling
 from dijiang_runtime.request import SamplingParams
 
 Logits = npt.NDArray[np.float32]
@@ -31,14 +34,21 @@ _FIRST_LEAST, _LEAST_RATIO = 1 / 64, 1 / 16
 _SMALLEST = 1e-30
 
 
-def draw(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> list[int]:
-    """Draw one token for each row, at temperatures above 0.
+def draw(
+    logits: Tensor, rows: Seq[int], params: Seq[SamplingParams], uniforms: Seq[float]
+) -> list[int]:
+    """Draw one token from each of some rows, at temperatures above 0.
 
     Args:
-        logits: Shape [n, V], float32.
-        params: Parameters of each row.
-        uniforms: One number in [0, 1) for each row.
+        logits: Shape [n, V], float32. Left as it is.
+        rows: Which of them.
+        params: Parameters of each of those.
+        uniforms: One number in [0, 1) for each of those.
     """
+    if sampling.can_read(logits):
+        return sampling.draw(logits, rows, params, uniforms)
+    if len(rows) < len(logits):
+        logits = logits[list(rows)]
     vocab_size = logits.shape[1]
     token_ids = [0] * len(params)
     wide = []
@@ -49,9 +59,9 @@ def draw(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> l
             wide.append(i)
     num_rows = max(torch.get_num_threads(), _BLOCK_ELEMENTS // vocab_size)
     for start in range(0, len(wide), num_rows):
-        rows = wide[start : start + num_rows]
-        drawn = _draw_block(logits[rows], [params[i] for i in rows], [uniforms[i] for i in rows])
-        for i, token_id in zip(rows, drawn, strict=True):
+        block = wide[start : start + num_rows]
+        drawn = _draw_block(logits[block], [params[i] for i in block], [uniforms[i] for i in block])
+        for i, token_id in zip(block, drawn, strict=True):
             token_ids[i] = token_id
     return token_ids
 

@@ -11,11 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import llguidance
-import numpy as np
-import numpy.typing as npt
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from dijiang_runtime.engine.sequence import Sequence
+from dijiang_runtime.engine.sequence import Sequence, TokenBits
 from dijiang_runtime.grammar import GrammarCompiler
 from dijiang_runtime.request import Grammar
 
@@ -28,8 +26,8 @@ class GrammarState:
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         """Begin at the start. `matcher` is left as it is."""
         self._matcher = matcher.deep_copy()
-        self.forbidden: npt.NDArray[np.bool_] | None = None
-        """Which tokens may not come next. Shape [V]. Filled by `fill_masks`, for one step."""
+        self.allowed: TokenBits | None = None
+        """Which tokens may come next. Filled by `fill_masks`, for one step."""
 
     def copy(self) -> Self:
         """The same place in the same grammar, for a sequence that goes its own way from here."""
@@ -79,7 +77,7 @@ class GrammarCache:
 
 
 def fill_masks(sequences: Seq[Sequence], vocab_size: int) -> None:
-    """Fill `forbidden` of those sequences that have a grammar, for the next token.
+    """Fill `allowed` of those sequences that have a grammar, for the next token.
 
     In the thread of the step: handing this to another one costs more than doing it, since that
     one waits milliseconds for the interpreter lock.
@@ -90,6 +88,5 @@ def fill_masks(sequences: Seq[Sequence], vocab_size: int) -> None:
     bits = allocate_token_bitmask(len(states), vocab_size)
     for i, state in enumerate(states):
         fill_next_token_bitmask(state.matcher, bits, i)
-    allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
-    for state, row in zip(states, allowed, strict=True):
-        state.forbidden = row == 0
+    for state, row in zip(states, bits, strict=True):
+        state.allowed = row

@@ -9,26 +9,40 @@ import torch
 from torch import Tensor
 
 from dijiang_runtime.engine.sequence import RawLogprobs
+from dijiang_runtime.ops.cpu import sampling
 
 
-def raw_logprobs(logits: Tensor, token_ids: Seq[int], num_top: Seq[int]) -> list[RawLogprobs]:
+def raw_logprobs(
+    logits: Tensor, token_ids: Seq[int], num_top: Seq[int], rows: Seq[int] | None = None
+) -> list[RawLogprobs]:
     """Report the logprob of one token in each row, and of the likeliest tokens there.
 
     Args:
         logits: As the model gave them. Shape [n, V], float32.
         token_ids: The token of each row.
         num_top: How many of the likeliest tokens to report for each row; at most V are.
+        rows: Which rows; all of them where it is None.
     """
-    logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1))
-    values, ids = top_values(logprobs, min(max(num_top), logits.shape[1]))
-    rows = zip(
-        token_ids, chosen.squeeze(1).tolist(), num_top, ids.tolist(), values.tolist(), strict=True
+    most = min(max(num_top), logits.shape[1])
+    chosen, ids, values = (
+        sampling.logprobs(logits, range(len(logits)) if rows is None else rows, token_ids, most)
+        if sampling.can_read(logits)
+        else _logprobs(logits if rows is None else logits[list(rows)], token_ids, most)
     )
+    found = zip(token_ids, chosen.tolist(), num_top, ids.tolist(), values.tolist(), strict=True)
     return [
         RawLogprobs(token_id, logprob, tuple(top_ids[:num]), tuple(top[:num]))
-        for token_id, logprob, num, top_ids, top in rows
+        for token_id, logprob, num, top_ids, top in found
     ]
+
+
+def _logprobs(logits: Tensor, token_ids: Seq[int], num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`sampling.logprobs` in torch, on any device."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1))
+    # Logits that differ may have one logprob.
+    _, ids = top_values(logits, num_top)
+    return chosen.squeeze(1), ids, logprobs.gather(1, ids)
 
 
 def top_values(x: Tensor, num: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from dijiang_runtime.engine.drawing import draw
 from dijiang_runtime.engine.grammar import GrammarState
 from dijiang_runtime.engine.logprobs import raw_logprobs
+from dijiang_runtime.engine.masks import leave_allowed, pack_bits
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence, TokenHistory
 from dijiang_runtime.request import NO_LOGPROBS, SamplingParams
@@ -48,21 +49,24 @@ class Sampler:
         """
         params = [sequence.request.sampling for sequence in sequences]
         reported = [i for i, p in enumerate(params) if p.logprobs != NO_LOGPROBS]
-        raw_logits = logits[reported] if reported else None  # A copy.
+        # A copy of what is about to be changed; most often nothing is.
+        is_changed = any(_is_adjusted(sequences[i]) for i in reported)
+        raw_logits = logits[reported] if is_changed else logits
         self._adjust(logits, sequences)
         token_ids = _argmax(logits)
         random = [i for i, p in enumerate(params) if not p.is_greedy]
         if random:
             uniforms = [uniform(sequences[i].seed, sequences[i].next_position) for i in random]
-            rows = logits if len(random) == len(params) else logits[random]
-            drawn = draw(rows, [params[i] for i in random], uniforms)
+            drawn = draw(logits, random, [params[i] for i in random], uniforms)
             for i, token_id in zip(random, drawn, strict=True):
                 token_ids[i] = token_id
         logprobs: dict[int, RawLogprobs] = {}
-        if raw_logits is not None:
+        if reported:
             chosen = [token_ids[i] for i in reported]
             num_top = [params[i].logprobs for i in reported]
-            logprobs = dict(zip(reported, raw_logprobs(raw_logits, chosen, num_top), strict=True))
+            rows = None if is_changed else reported
+            found = raw_logprobs(raw_logits, chosen, num_top, rows)
+            logprobs = dict(zip(reported, found, strict=True))
         return [SampledToken(token_id, logprobs.get(i)) for i, token_id in enumerate(token_ids)]
 
     def _adjust(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
@@ -70,14 +74,14 @@ class Sampler:
         penalized = []
         for i, sequence in enumerate(sequences):
             params = sequence.request.sampling
-            if params.logit_bias or params.bad_words or params.min_tokens:
+            if _has_bias(params):
                 self._bias(logits[i], sequence)
             if _has_penalties(params):
                 penalized.append(i)
         if penalized:
             _penalize(logits, penalized, [sequences[i] for i in penalized])
         for i, sequence in enumerate(sequences):
-            if sequence.matcher is not None or sequence.request.sampling.allowed_token_ids:
+            if _has_mask(sequence):
                 _mask(logits[i], sequence)
 
     def _bias(self, row: Tensor, sequence: Sequence) -> None:
@@ -99,15 +103,15 @@ def _mask(row: Tensor, sequence: Sequence) -> None:
     """Leave only what allowed_token_ids and a grammar let in one row [V]."""
     allowed = sequence.request.sampling.allowed_token_ids
     if allowed is not None:
-        if sequence.forbidden is None:
-            sequence.forbidden = np.ones(row.shape[0], dtype=np.bool_)
-            sequence.forbidden[list(allowed)] = False
+        if sequence.allowed is None:
+            mask = np.zeros(row.shape[0], dtype=np.bool_)
+            mask[list(allowed)] = True
+            sequence.allowed = pack_bits(mask)
         # Below what is masked: when every allowed token is masked, it is still one of them.
-        row.masked_fill_(torch.from_numpy(sequence.forbidden).to(row.device), -torch.inf)
+        leave_allowed(row, sequence.allowed)
     if isinstance(sequence.matcher, GrammarState):
-        assert sequence.matcher.forbidden is not None, "the masks of the step are not filled"
-        forbidden = torch.from_numpy(sequence.matcher.forbidden)
-        row.masked_fill_(forbidden.to(row.device), -torch.inf)
+        assert sequence.matcher.allowed is not None, "the masks of the step are not filled"
+        leave_allowed(row, sequence.matcher.allowed)
 
 
 def _argmax(logits: Tensor) -> list[int]:
@@ -128,6 +132,20 @@ def _ends_of_bad_words(params: SamplingParams, output: Seq[int]) -> list[int]:
             if tuple(output[len(output) - len(word) + 1 :]) == word[:-1]
         }
     )
+
+
+def _is_adjusted(sequence: Sequence) -> bool:
+    """Whether anything changes this sequence's logits."""
+    params = sequence.request.sampling
+    return _has_bias(params) or _has_penalties(params) or _has_mask(sequence)
+
+
+def _has_bias(params: SamplingParams) -> bool:
+    return bool(params.logit_bias or params.bad_words or params.min_tokens)
+
+
+def _has_mask(sequence: Sequence) -> bool:
+    return sequence.matcher is not None or bool(sequence.request.sampling.allowed_token_ids)
 
 
 def _has_penalties(params: SamplingParams) -> bool:

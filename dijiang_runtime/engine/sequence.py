@@ -94,12 +94,17 @@ class Matcher(Protocol):
         ...
 
 
+TokenBits = npt.NDArray[np.int32]
+"""A set of tokens, one bit for each. Shape [V / 32, rounded up]; token 0 is the lowest bit of the
+first number."""
+
+
 @dataclass(eq=False, slots=True)
 class Sequence:
     """One request's tokens, progress and slot while it waits and runs.
 
     Changed by the scheduler alone, except for what the sampler remembers in `history` and
-    `forbidden`.
+    `allowed`.
     """
 
     request: Request
@@ -110,8 +115,8 @@ class Sequence:
     """Tokens, prompt first, that the committed recurrent state has read."""
     output_token_ids: list[int] = field(default_factory=list)
     history: TokenHistory | None = None
-    forbidden: npt.NDArray[np.bool_] | None = None
-    """Where the vocabulary has no allowed token. Only kept where the request allows only some."""
+    allowed: TokenBits | None = None
+    """The tokens that the request allows. Only kept where it does not allow all."""
     pooled: npt.NDArray[np.float64] | None = None
     """The sum of the prompt's hidden states, as far as it is computed, for an embedding."""
     matcher: Matcher | None = None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.commands.bench_neighbours import bench_neighbours
 from server.commands.bench_training import bench_training
 from server.commands.common import fail, log_plainly, model_folder
 
@@ -40,6 +41,13 @@ def bench(
         bool,
         typer.Option("--training", help="Measure the training operator instead, by length."),
     ] = False,
+    neighbours: Annotated[
+        bool,
+        typer.Option(
+            "--neighbours",
+            help="Measure instead what sampled, constrained and logprob rows cost others.",
+        ),
+    ] = False,
 ) -> None:
     """Measure decode by batch and by position, and prefill by length, side by side in one run.
 
@@ -71,6 +79,10 @@ def bench(
             fail(f"dtype {dtype!r} is none of float32, bfloat16 and int8.", exit_code=2)
         torch.set_num_threads(threads or available_cpus())
         decoder = load(model, shape, dtype)
+        if neighbours:
+            status.stop()
+            bench_neighbours(console, decoder, model, rounds, json_file)
+            return
         options = BenchOptions(rounds=rounds, full=full)
         result = Bench(decoder, options, lambda text: status.update(f"Measuring {text}")).run()
     result["model"]["name"] = model.name if model else f"{shape}, random weights"

@@ -139,3 +139,18 @@ def test_the_command_writes_what_it_measured(tiny_model: Path, tmp_path: Path) -
         assert title in result.output
     ratio = report["decode_by_position"]["ratio"]
     assert f"{ratio:.3f}" in result.output
+
+
+def test_the_command_tells_what_rows_cost_their_neighbours(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    options = ["--neighbours", "--rounds=2", "--threads=1", "--dtype=float32", f"--json={file}"]
+    result = CliRunner().invoke(cli.app, ["bench", str(tiny_model), *options])
+    assert result.exit_code == 0, result.output
+    steps = json.loads(file.read_text())["steps"]
+    assert [step["rows"] for step in steps] == [0] + [1, 16] * (len(steps) // 2)
+    plain = steps[0]["seconds"]["median"]
+    for step in steps[1:]:
+        assert step["cost"] == pytest.approx(step["seconds"]["median"] / plain - 1)
+        assert step["kind"] in result.output

@@ -12,9 +12,12 @@ from scipy import stats
 
 from dijiang_runtime.engine.drawing import draw
 from dijiang_runtime.engine.logprobs import raw_logprobs, top_values
+from dijiang_runtime.engine.masks import pack_bits
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.sequence import Sequence
+from dijiang_runtime.ops.cpu import sampling
+from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE, targets
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import make_request, random_sampling
 
@@ -93,8 +96,12 @@ def random_case(rng: random.Random, vocab_size: int) -> tuple[torch.Tensor, Sequ
     return logits, make_sequence(params, prompt, output)
 
 
+@pytest.mark.parametrize("target", [*targets(), NO_TARGET])
 @pytest.mark.parametrize("vocab_size", [400, 5003])
-def test_every_row_gets_the_token_of_the_reference(vocab_size: int) -> None:
+def test_every_row_gets_the_token_of_the_reference(
+    vocab_size: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
     rng = random.Random(vocab_size)
     cases = [random_case(rng, vocab_size) for _ in range(300)]
     expected = [reference_token(x.double().numpy(), sequence) for x, sequence in cases]
@@ -148,7 +155,7 @@ def test_tokens_are_drawn_with_their_probabilities(params: SamplingParams) -> No
     num_draws = 20_000
     uniforms = [uniform(seed=11, position=i) for i in range(num_draws)]
 
-    drawn = draw(logits.expand(num_draws, -1), [params] * num_draws, uniforms)
+    drawn = draw(logits.expand(num_draws, -1), range(num_draws), [params] * num_draws, uniforms)
 
     counts = np.bincount(drawn, minlength=20)
     possible = expected > 0
@@ -164,7 +171,9 @@ def test_equals_are_kept_and_chosen_by_lowest_id() -> None:
     assert Sampler(EOS).sample(logits.clone(), [greedy])[0].token_id == 0
 
     for params in (SamplingParams(top_k=3), SamplingParams(top_p=0.0025)):
-        drawn = draw(logits.expand(200, -1), [params] * 200, [i / 200 for i in range(200)])
+        drawn = draw(
+            logits.expand(200, -1), range(200), [params] * 200, [i / 200 for i in range(200)]
+        )
         assert set(drawn) == {0, 1, 2}
 
 
@@ -172,14 +181,16 @@ def test_the_largest_random_number_still_gives_a_possible_token() -> None:
     logits = torch.full((1, 50), -1e9)
     logits[0, :3] = torch.tensor([0.3, 0.1, 0.2])
 
-    assert draw(logits, [SamplingParams()], [1 - 2**-53]) == [2]
+    assert draw(logits, [0], [SamplingParams()], [1 - 2**-53]) == [2]
 
 
 def test_a_flat_distribution_is_cut_correctly_beyond_the_first_prefix() -> None:
     logits = torch.zeros(1, 10_000)
     params = SamplingParams(top_p=0.49995)
 
-    drawn = draw(logits.expand(100, -1), [params] * 100, [(i + 0.51) / 100 for i in range(100)])
+    drawn = draw(
+        logits.expand(100, -1), range(100), [params] * 100, [(i + 0.51) / 100 for i in range(100)]
+    )
 
     # 5,000 tokens are kept, all equally likely.
     assert drawn == [50 * i + 25 for i in range(100)]
@@ -237,7 +248,7 @@ def test_a_bad_word_of_one_token_is_never_chosen() -> None:
 
 def test_logprobs_are_the_models_own_whatever_the_parameters() -> None:
     logits = torch.randn(1, 100)
-    expected = torch.log_softmax(logits[0], dim=-1)
+    expected = torch.log_softmax(logits[0].double(), dim=-1)
     params = SamplingParams(
         temperature=0.0, logit_bias={42: 100.0}, repetition_penalty=2.0, logprobs=3
     )
@@ -246,9 +257,48 @@ def test_logprobs_are_the_models_own_whatever_the_parameters() -> None:
 
     assert sampled.token_id == 42
     assert sampled.logprobs is not None
-    assert sampled.logprobs.logprob == expected[42].item()
+    assert sampled.logprobs.logprob == pytest.approx(expected[42].item(), abs=1e-6)
     assert sampled.logprobs.top_ids == tuple(expected.topk(3).indices.tolist())
-    assert sampled.logprobs.top_logprobs == tuple(expected.topk(3).values.tolist())
+    assert sampled.logprobs.top_logprobs == pytest.approx(
+        expected.topk(3).values.tolist(), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("target", [*targets(), NO_TARGET])
+@pytest.mark.parametrize("num_top", [1, 20, 700])
+def test_logprobs_of_a_large_vocabulary_are_those_of_float64(
+    target: str, num_top: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    logits = 4 * torch.randn(3, 50_304, generator=torch.Generator().manual_seed(2))
+    logits[1] = logits[1].round()  # Many equals.
+    logits[2, 5] = 200.0  # All others weigh nothing beside it.
+    expected = torch.log_softmax(logits.double(), dim=-1)
+
+    reported = raw_logprobs(logits, [0, 50_303, 5], [num_top] * 3)
+
+    for row, token_id, truth in zip(reported, (0, 50_303, 5), expected, strict=True):
+        assert row.logprob == pytest.approx(truth[token_id].item(), abs=1e-5)
+        order = sorted(range(len(truth)), key=lambda i: (-truth[i].item(), i))[:num_top]
+        assert row.top_ids == tuple(order)
+        assert row.top_logprobs == pytest.approx(truth[order].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 32, 1000, 5003])
+@pytest.mark.parametrize("target", targets())
+def test_a_mask_leaves_the_tokens_whose_bit_is_set(
+    target: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    rng = np.random.default_rng(vocab_size)
+    allowed = rng.random(vocab_size) < 0.3
+    allowed[64:160], allowed[200:300] = True, False  # Whole words of either.
+    row = torch.randn(vocab_size)
+    expected = np.where(allowed, row.numpy(), -np.inf)
+
+    sampling.mask(row, pack_bits(allowed))
+
+    assert row.numpy().tolist() == expected.tolist()
 
 
 def test_each_row_reports_as_many_alternatives_as_it_asked_for() -> None:

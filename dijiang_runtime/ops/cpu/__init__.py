@@ -6,6 +6,7 @@ best that runs is chosen when they are used. Without them everything works in to
     library.py      loads them; a context is a target with its threads and memory
     packed.py       packed matrices and their product
     recurrence.py   the recurrent step alone
+    sampling.py     rows of logits to tokens and logprobs
 """
 
 from dijiang_runtime.ops.cpu.library import context, is_available, targets

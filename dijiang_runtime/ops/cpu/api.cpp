@@ -79,6 +79,23 @@ void dijiang_recurrent_step(Context *c, const RecurrentStep *step) {
     c->kernels.recurrent_step(c->team, *step);
 }
 
+// tokens[i] is drawn as draws[i] says, from that row of logits [*, vocab_size].
+void dijiang_draw(Context *c, const float *logits, int64_t vocab_size, const Draw *draws,
+                  int64_t num_draws, int64_t *tokens) {
+    const Turn turn(c->team.one_at_a_time());
+    c->kernels.draw(c->team, c->workspace, logits, vocab_size, draws, num_draws, tokens);
+}
+
+void dijiang_logprobs(Context *c, const LogprobQuery *query) {
+    const Turn turn(c->team.one_at_a_time());
+    c->kernels.logprobs(c->team, c->workspace, *query);
+}
+
+// logits [vocab_size], in place. One bit for each token, the first in the lowest.
+void dijiang_mask(Context *c, float *logits, int64_t vocab_size, const uint32_t *bits) {
+    c->kernels.mask(logits, vocab_size, bits);
+}
+
 // Run products of registers alone; returns the number of multiply-and-adds.
 int64_t dijiang_peak(Context *c, int64_t format, int64_t repeats) {
     const Turn turn(c->team.one_at_a_time());

@@ -2,12 +2,15 @@
 // here must run on any processor.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 
+#include "candidates.h"
 #include "team.h"
 #include "types.h"
 #include "workspace.h"

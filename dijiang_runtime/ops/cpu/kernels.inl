@@ -8,6 +8,7 @@
 #include "features.inl"
 #include "attention.inl"
 #include "decoder.inl"
+#include "sampling.inl"
 
-static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, forward, recurrent_step, peak,
-                                  kMaxRows * kTileVectors};
+static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, forward, recurrent_step, draw,
+                                  logprobs, mask, peak, kMaxRows * kTileVectors};

@@ -86,6 +86,21 @@ class StepStruct(_Struct):
     ]
 
 
+class DrawStruct(_Struct):
+    _fields_ = [
+        *_fields(c_double, "temperature min_p top_p uniform"),
+        *_fields(c_int64, "top_k row"),
+    ]
+
+
+class LogprobStruct(_Struct):
+    _fields_ = [
+        *_fields(c_void_p, "logits rows tokens"),
+        *_fields(c_int64, "num_rows vocab_size num_top"),
+        *_fields(c_void_p, "chosen top_ids top"),
+    ]
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they were not built."""
@@ -116,6 +131,9 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         ),
         "forward": (None, [c_void_p, POINTER(DecoderStruct), POINTER(BatchStruct)]),
         "recurrent_step": (None, [c_void_p, POINTER(StepStruct)]),
+        "draw": (None, [c_void_p, c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p]),
+        "logprobs": (None, [c_void_p, POINTER(LogprobStruct)]),
+        "mask": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
         "peak": (c_int64, [c_void_p, c_int64, c_int64]),
     }
     for name, (result, arguments) in signatures.items():

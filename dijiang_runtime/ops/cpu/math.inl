@@ -13,7 +13,11 @@ static inline float sum_lanes(Vec v) {
 static inline float largest_lane(Vec v) {
     alignas(64) float lane[kLanes];
     store(lane, v);
-    for (int64_t i = 1; i < kLanes; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
+        for (int64_t i = 0; i < width; ++i) {
+            lane[i] = lane[i + width] > lane[i] ? lane[i + width] : lane[i];
+        }
+    }
     return lane[0];
 }
 

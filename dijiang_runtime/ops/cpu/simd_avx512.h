@@ -34,6 +34,7 @@ static inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline uint32_t reaching(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 static inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
 static inline Vec nearest(Vec a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -36,6 +36,12 @@ static inline Vec max(Vec a, Vec b) {
     DIJIANG_LANES a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
     return a;
 }
+// One bit for each lane, set where a >= b.
+static inline uint32_t reaching(Vec a, Vec b) {
+    uint32_t bits = 0;
+    DIJIANG_LANES bits |= static_cast<uint32_t>(a.lane[i] >= b.lane[i]) << i;
+    return bits;
+}
 static inline Vec abs(Vec a) { DIJIANG_LANES a.lane[i] = std::fabs(a.lane[i]); return a; }
 static inline Vec nearest(Vec a) { DIJIANG_LANES a.lane[i] = std::nearbyint(a.lane[i]); return a; }
 // a * 2^n for whole n in -127 ... 127.

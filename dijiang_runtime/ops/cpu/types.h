@@ -85,6 +85,24 @@ struct RecurrentStep {
     int64_t rows, heads, group, key_dim, value_dim;
 };
 
+// How one row of logits becomes a token, at a temperature above 0. Neutral values cut nothing:
+// min_p 0, top_p 1, top_k 0 or the whole vocabulary.
+struct Draw {
+    double temperature, min_p, top_p, uniform;  // `uniform` is in [0, 1).
+    int64_t top_k, row;
+};
+
+// The logprobs of one token of each row, and of the likeliest there.
+struct LogprobQuery {
+    const float *logits;    // [*, vocab_size]
+    const int64_t *rows;    // [num_rows], which of them
+    const int64_t *tokens;  // [num_rows]
+    int64_t num_rows, vocab_size, num_top;
+    float *chosen;     // [num_rows]
+    int64_t *top_ids;  // [num_rows, num_top], the likeliest first; among equals the first id
+    float *top;        // [num_rows, num_top]
+};
+
 class Team;
 class Workspace;
 
@@ -95,6 +113,10 @@ struct Kernels {
                      int64_t in_features, float *out);
     void (*forward)(Team &, Workspace &, const Decoder &, const Batch &);
     void (*recurrent_step)(Team &, const RecurrentStep &);
+    void (*draw)(Team &, Workspace &, const float *logits, int64_t vocab_size, const Draw *draws,
+                 int64_t num_draws, int64_t *tokens);
+    void (*logprobs)(Team &, Workspace &, const LogprobQuery &);
+    void (*mask)(float *logits, int64_t vocab_size, const uint32_t *bits);
     void (*peak)(Team &, int64_t format, int64_t repeats);
     int64_t peak_vectors;  // Vector products in one repeat of one thread.
 };

@@ -1,0 +1,240 @@
+// Rows of logits to tokens and logprobs. A row is worked on by one thread and added up in one fixed
+// order, so what comes out depends neither on its neighbours nor on the number of threads.
+
+constexpr int64_t kBlock = 128;  // Logits that are looked at together, or skipped together.
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+static inline int64_t lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+    return __builtin_ctz(bits);
+#else
+    int64_t place = 0;
+    while (!(bits >> place & 1u)) ++place;
+    return place;
+#endif
+}
+
+static inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
+
+// A row of logits, and the largest of each block of it.
+struct LogitRow {
+    const float *x;
+    int64_t n;
+    float *block_largest;
+    float largest;
+
+    int64_t num_blocks() const { return blocks_of(n); }
+    int64_t block_end(int64_t b) const { return (b + 1) * kBlock < n ? (b + 1) * kBlock : n; }
+};
+
+static LogitRow read_row(const float *x, int64_t n, float *memory) {
+    LogitRow row{x, n, memory, kNone};
+    for (int64_t b = 0; b < row.num_blocks(); ++b) {
+        const int64_t start = b * kBlock;
+        Vec v = broadcast(kNone);
+        for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
+            v = max(v, load_some(x + start + i, count, kNone));
+        });
+        memory[b] = largest_lane(v);
+        row.largest = memory[b] > row.largest ? memory[b] : row.largest;
+    }
+    return row;
+}
+
+// e^((x - largest) / temperature), and 0 where that is below e^-87.
+static inline Vec weights(Vec x, float largest, float temperature) {
+    const Vec exponent = mul(sub(x, broadcast(largest)), broadcast(1.0f / temperature));
+    // `exponential` goes no lower than this, and masked logits must weigh nothing.
+    const Vec least = exponential(broadcast(-87.0f));
+    const Vec weight = exponential(exponent);
+    return max(broadcast(0.0f), sub(weight, least));
+}
+
+// The sum of a block's weights.
+static inline double block_mass(const LogitRow &row, int64_t b, float temperature) {
+    const int64_t start = b * kBlock;
+    Vec total = broadcast(0.0f);
+    for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
+        const Vec x = load_some(row.x + start + i, count, kNone);
+        total = add(total, weights(x, row.largest, temperature));
+    });
+    return sum_lanes(total);
+}
+
+static double mass_of_row(const LogitRow &row, float temperature, double *block_masses) {
+    double mass = 0.0;
+    for (int64_t b = 0; b < row.num_blocks(); ++b) {
+        block_masses[b] = block_mass(row, b, temperature);
+        mass += block_masses[b];
+    }
+    return mass;
+}
+
+static void weigh(Candidate *c, int64_t n, float largest, float temperature) {
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        alignas(64) float x[kLanes] = {};
+        for (int64_t j = 0; j < count; ++j) x[j] = c[i + j].logit;
+        store(x, weights(load(x), largest, temperature));
+        for (int64_t j = 0; j < count; ++j) c[i + j].weight = x[j];
+    });
+}
+
+// All tokens whose logit reaches `least`, in order of id.
+static int64_t gather(const LogitRow &row, float least, Candidate *found) {
+    int64_t n = 0;
+    for (int64_t b = 0; b < row.num_blocks(); ++b) {
+        if (row.block_largest[b] < least) continue;
+        const int64_t start = b * kBlock;
+        for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
+            uint32_t found_here = reaching(load_some(row.x + start + i, count), broadcast(least));
+            found_here &= (1u << count) - 1u;
+            for (; found_here != 0; found_here &= found_here - 1) {
+                const int64_t id = start + i + lowest_bit(found_here);
+                found[n++] = {row.x[id], 0.0f, id};
+            }
+        });
+    }
+    return n;
+}
+
+// The k likeliest tokens, in no order; among equals the first.
+static int64_t gather_top(const LogitRow &row, int64_t k, Candidate *found, float *spare) {
+    float least = kNone;
+    if (k <= row.num_blocks()) {
+        // So many blocks have a logit that reaches the k-th largest of their maxima.
+        std::copy(row.block_largest, row.block_largest + row.num_blocks(), spare);
+        std::nth_element(spare, spare + k - 1, spare + row.num_blocks(), std::greater<float>());
+        least = spare[k - 1];
+    }
+    select(found, gather(row, least, found), k);
+    return k;
+}
+
+// What one thread works with.
+struct SamplingMemory {
+    float *block_largest, *spare_floats;
+    double *block_masses;
+    Candidate *candidates, *spare;
+
+    // For rows of n logits and so many threads, of which this is the first's.
+    static SamplingMemory take(Arena &arena, int64_t n, int64_t threads) {
+        const int64_t blocks = blocks_of(n) * threads, rows = (n + 1) * threads;
+        return {arena.take<float>(blocks), arena.take<float>(blocks), arena.take<double>(blocks),
+                arena.take<Candidate>(rows), arena.take<Candidate>(rows)};
+    }
+
+    SamplingMemory of(int64_t thread, int64_t n) const {
+        const int64_t blocks = blocks_of(n) * thread, rows = (n + 1) * thread;
+        return {block_largest + blocks, spare_floats + blocks, block_masses + blocks,
+                candidates + rows, spare + rows};
+    }
+};
+
+// Draw from the whole vocabulary.
+static int64_t draw_whole(const LogitRow &row, float temperature, double uniform, double *masses) {
+    const double point = point_of(uniform, mass_of_row(row, temperature, masses));
+    double mass = 0.0;
+    int64_t b = 0, last = -1;
+    while (b < row.num_blocks() - 1 && mass + masses[b] <= point) mass += masses[b++];
+    // The block's own numbers, one by one, may add up to a little less than their sum by lanes.
+    alignas(64) float weight[kLanes];
+    for (int64_t i = b * kBlock; i < row.block_end(b); ++i) {
+        const int64_t lane = (i - b * kBlock) % kLanes;
+        if (lane == 0) {
+            const int64_t count = row.block_end(b) - i < kLanes ? row.block_end(b) - i : kLanes;
+            store(weight, weights(load_some(row.x + i, count, kNone), row.largest, temperature));
+        }
+        mass += weight[lane];
+        if (weight[lane] > 0.0f) last = i;
+        if (mass > point) return i;
+    }
+    return last;
+}
+
+// The tokens of which the nucleus is made at most: ever more of the likeliest, until they have mass
+// enough. Where many are about equally likely, small steps lead nowhere.
+static int64_t gather_share(const LogitRow &row, float temperature, double share, Candidate *found) {
+    int64_t n = 0;
+    for (float least = 1.0f / 64; least > 1e-30f; least /= n > row.n / 16 ? 1024 : 4) {
+        n = gather(row, row.largest + temperature * std::log(least), found);
+        weigh(found, n, row.largest, temperature);
+        if (n == row.n || mass_of(found, n) >= share) return n;
+    }
+    n = gather(row, kNone, found);
+    weigh(found, n, row.largest, temperature);
+    return n;
+}
+
+static int64_t draw_token(const LogitRow &row, const Draw &d, const SamplingMemory &memory) {
+    Candidate *c = memory.candidates;
+    const float temperature = static_cast<float>(d.temperature), min_p = static_cast<float>(d.min_p);
+    const bool has_top_k = 0 < d.top_k && d.top_k < row.n;
+    int64_t n;
+    double mass;
+    if (has_top_k || d.min_p > 0.0) {
+        if (has_top_k) {
+            n = gather_top(row, d.top_k, c, memory.spare_floats);
+            sort_by_id(c, n);
+        } else {
+            // A little more than will be left, whatever is rounded.
+            n = gather(row, row.largest + temperature * (std::log(min_p) - 1e-3f), c);
+        }
+        weigh(c, n, row.largest, temperature);
+        n = drop_lighter(c, n, min_p);
+        mass = mass_of(c, n);
+    } else if (d.top_p < 1.0) {
+        mass = mass_of_row(row, temperature, memory.block_masses);
+        n = gather_share(row, temperature, d.top_p * mass, c);
+    } else {
+        return draw_whole(row, temperature, d.uniform, memory.block_masses);
+    }
+    // top_p is a share of what min_p and top_k leave.
+    if (d.top_p < 1.0) {
+        n = cut_nucleus(c, n, d.top_p * mass, row.largest, temperature, memory.spare);
+    }
+    return draw_among(c, n, d.uniform);
+}
+
+template <class Function>
+static void for_rows(Team &team, Workspace &workspace, int64_t rows, int64_t n, Function f) {
+    const SamplingMemory memory = workspace.lay_out(
+        [&](Arena &arena) { return SamplingMemory::take(arena, n, team.size()); });
+    team.for_each(rows, [&](int64_t row, int member) { f(row, memory.of(member, n)); });
+}
+
+static void draw(Team &team, Workspace &workspace, const float *logits, int64_t n,
+                 const Draw *draws, int64_t num_draws, int64_t *tokens) {
+    for_rows(team, workspace, num_draws, n, [&](int64_t i, const SamplingMemory &memory) {
+        const LogitRow row = read_row(logits + draws[i].row * n, n, memory.block_largest);
+        tokens[i] = draw_token(row, draws[i], memory);
+    });
+}
+
+static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
+    for_rows(team, workspace, q.num_rows, q.vocab_size, [&](int64_t i, const SamplingMemory &memory) {
+        const float *x = q.logits + q.rows[i] * q.vocab_size;
+        const LogitRow row = read_row(x, q.vocab_size, memory.block_largest);
+        const double log_sum = row.largest + std::log(mass_of_row(row, 1.0f, memory.block_masses));
+        q.chosen[i] = static_cast<float>(x[q.tokens[i]] - log_sum);
+        if (q.num_top == 0) return;
+        Candidate *c = memory.candidates;
+        gather_top(row, q.num_top, c, memory.spare_floats);
+        sort_by_likelihood(c, q.num_top);
+        for (int64_t j = 0; j < q.num_top; ++j) {
+            q.top_ids[i * q.num_top + j] = c[j].id;
+            q.top[i * q.num_top + j] = static_cast<float>(c[j].logit - log_sum);
+        }
+    });
+}
+
+// Leave the logits whose bit is set, and make all others -infinity.
+static void mask(float *x, int64_t n, const uint32_t *bits) {
+    for (int64_t start = 0; start < n; start += 32) {
+        const uint32_t word = bits[start / 32];
+        const int64_t count = n - start < 32 ? n - start : 32;
+        if (word == 0xffffffffu) continue;
+        for (int64_t i = 0; i < count; ++i) {
+            x[start + i] = (word >> i) & 1u ? x[start + i] : kNone;
+        }
+    }
+}
