@@ -197,3 +197,23 @@ def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
     finite = recurrence.finite_rows().tolist()
     assert not finite[0] and not finite[1]
     assert finite[4:] == [True, True]
+
+
+def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches() -> None:
+    model = prepare(make_model(), "int8")
+    assert isinstance(model, CompiledDecoder)
+    spec, rows = model.config.state, 300
+    assert 2 * rows * spec.num_bytes > 8 * 2**20
+    shape = (spec.num_layers, 2 * rows, spec.num_heads, spec.key_dim, spec.value_dim)
+    together = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    alone = together.clone()
+    ids = torch.arange(rows)
+    places = torch.arange(2 * rows).reshape(rows, 2).T.contiguous()
+
+    hidden = model.hidden(ids, ids, PooledRecurrence(together, *places))
+
+    for row in (0, 7, rows - 1):
+        one = slice(row, row + 1)
+        recurrence = PooledRecurrence(alone, *places[:, one].contiguous())
+        assert torch.equal(model.hidden(ids[one], ids[one], recurrence)[0], hidden[row])
+        assert torch.equal(alone[:, 2 * row + 1], together[:, 2 * row + 1])

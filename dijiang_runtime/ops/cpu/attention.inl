@@ -80,7 +80,8 @@ static inline void prepare_head(const Decoder &d, const float *angles, float sca
 }
 
 static void attend_decode(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
-                          int64_t head, const float *state, float *next, const HeadScratch &s) {
+                          int64_t head, const float *state, float *next, bool streamed,
+                          const HeadScratch &s) {
     const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim;
     const float *angles = p.angles + row * d.rotary_dim;
     const float *projection = projection_of(d, layer, head);
@@ -94,7 +95,8 @@ static void attend_decode(const Decoder &d, const Layer &layer, const Projected 
     features(d, projection, k, dim, 1, s.projected, s.key);
     extend_value(d, p.v + row * d.value_size() + head * dim, s.value);
     const float decay = layer.powers[head * (kChunk + 1) + 1];
-    step_head(state, next, s.query, s.key, s.value, decay, s.out, group, d.num_features, d.value_dim);
+    const HeadInput in{s.query, s.key, s.value, decay, group, d.num_features, d.value_dim};
+    step_head(state, next, in, s.out, streamed ? s.state : nullptr);
     // It sums over the whole of the next state, so it is finite only if the state is.
     if (!is_finite(s.out, group * d.value_dim)) p.spoil(row);
     float *y = p.y + row * d.query_size() + head * group * dim;

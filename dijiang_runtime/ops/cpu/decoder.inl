@@ -3,6 +3,10 @@
 // Threads share each phase by rows, by panels of columns or by heads; the next begins when all of it
 // is done. No output depends on which thread computed it, and no row on the other rows.
 
+// States of all layers, of so many bytes before and after the step, do not stay in a cache until the
+// next one reads them.
+constexpr int64_t kStreamedBytes = 8 << 20;
+
 // Everything between two matrix products, for all rows.
 struct StepMemory {
     EncodedRows input, mlp_input, inner;
@@ -67,7 +71,7 @@ private:
     void multiply_all(const Product (&products)[Count]) {
         int64_t panels = 0;
         for (const Product &p : products) panels += p.matrix.panels ? p.matrix.num_panels() : 0;
-        team_.for_each(panels, [&](int64_t panel, int) {
+        team_.for_runs(panels, kPanelRun, [&](int64_t panel, int) {
             for (const Product &p : products) {
                 const int64_t count = p.matrix.panels ? p.matrix.num_panels() : 0;
                 if (panel < count) {
@@ -146,6 +150,8 @@ private:
         const int64_t heads = d_.num_kv_heads, head_size = d_.num_features * d_.value_dim;
         float *states = b_.states + (&layer - d_.layers) * b_.layer_stride;
         const int64_t num_sequences = b_.num_decodes + b_.num_segments;
+        const int64_t num_states = 2 * b_.num_decodes * heads * d_.num_layers;
+        const bool streamed = num_states * head_size * int64_t{sizeof(float)} > kStreamedBytes;
         team_.for_each(num_sequences * heads, [&](int64_t task, int member) {
             Arena own(m_.scratch + member * m_.scratch_bytes);
             const HeadScratch scratch(own, d_);
@@ -153,7 +159,7 @@ private:
             const auto state_of = [&](int64_t r) { return states + (r * heads + head) * head_size; };
             if (i < b_.num_decodes) {
                 attend_decode(d_, layer, projected, i, head, state_of(b_.source[i]),
-                              state_of(b_.target[i]), scratch);
+                              state_of(b_.target[i]), streamed, scratch);
             } else {
                 const Segment &segment = b_.segments[i - b_.num_decodes];
                 attend_segment(d_, layer, projected, segment, head, state_of(segment.source),

@@ -76,15 +76,29 @@ static inline void with_format(int64_t format, Function f) {
     }
 }
 
+// What a tile fetches into the cache on its way: `first` and `second` in each group of inputs, which
+// then move on by `stride` bytes.
+struct Ahead {
+    const char *first, *second;
+    int64_t stride;
+};
+
 template <class Format, int Rows, int Vectors>
 static inline void multiply_tile(const Matrix &m, const char *panel, int64_t column,
-                                 const EncodedRows &x, int64_t row, float *out, int64_t ld) {
+                                 const EncodedRows &x, int64_t row, float *out, int64_t ld,
+                                 Ahead ahead) {
     typename Format::Total total[Rows][Vectors];
     for (int r = 0; r < Rows; ++r) {
         for (int v = 0; v < Vectors; ++v) total[r][v] = Format::zero();
     }
     const char *input = x.data + row * x.stride;
     for (int64_t g = 0; g < m.groups; ++g) {
+        if (Rows > 1) {
+            prefetch(ahead.first);
+            prefetch(ahead.second);
+            ahead.first += ahead.stride;
+            ahead.second += ahead.stride;
+        }
         Word weight[Vectors];
         for (int v = 0; v < Vectors; ++v) weight[v] = load_word(panel + 4 * kLanes * v);
         for (int r = 0; r < Rows; ++r) {
@@ -109,23 +123,35 @@ static inline void multiply_tile(const Matrix &m, const char *panel, int64_t col
 
 template <class Format, int Rows>
 static inline void multiply_rows(const Matrix &m, const char *panel, int64_t column,
-                                 const EncodedRows &x, int64_t row, float *out, int64_t ld) {
+                                 const EncodedRows &x, int64_t row, float *out, int64_t ld,
+                                 const Ahead &ahead) {
     // One row alone leaves registers for several chains, and needs them to hide latency.
     constexpr int vectors = Rows == 1 ? static_cast<int>(kPanelVectors) : kTileVectors;
     for (int v = 0; v < kPanelVectors; v += vectors) {
         multiply_tile<Format, Rows, vectors>(m, panel + 4 * kLanes * v, column + kLanes * v, x, row,
-                                             out, ld);
+                                             out, ld, ahead);
     }
 }
 
 template <class Format, int Rows = kMaxRows>
 static inline void multiply_up_to(int64_t rows, const Matrix &m, const char *panel, int64_t column,
-                                  const EncodedRows &x, int64_t row, float *out, int64_t ld) {
+                                  const EncodedRows &x, int64_t row, float *out, int64_t ld,
+                                  const Ahead &ahead) {
     if (rows == Rows) {
-        multiply_rows<Format, Rows>(m, panel, column, x, row, out, ld);
+        multiply_rows<Format, Rows>(m, panel, column, x, row, out, ld, ahead);
     } else if constexpr (Rows > 1) {
-        multiply_up_to<Format, Rows - 1>(rows, m, panel, column, x, row, out, ld);
+        multiply_up_to<Format, Rows - 1>(rows, m, panel, column, x, row, out, ld, ahead);
     }
+}
+
+// What a block of rows fetches of the next panel while it computes with this one: so much that all
+// blocks together fetch the whole. A single block waits for its own panel as it is.
+static inline Ahead look_ahead(const char *next, int64_t groups, int64_t block, int64_t blocks) {
+    constexpr int64_t line = 64, lines = 4 * kPanelColumns / line;
+    const int64_t per_group = blocks >= lines ? 1 : 2;
+    if (blocks == 1 || block >= lines / per_group) return {next, next, 0};
+    const char *first = next + block * groups * per_group * line;
+    return {first, first + (per_group - 1) * line, per_group * line};
 }
 
 // One panel of columns for all rows. The panel stays in the cache from block to block of rows.
@@ -133,12 +159,16 @@ template <class Format>
 static void multiply_panel(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
                            float *out, int64_t ld) {
     const char *panel = static_cast<const char *>(m.panels) + index * m.groups * 4 * kPanelColumns;
+    const char *next = index + 1 < m.num_panels() ? panel + m.groups * 4 * kPanelColumns : panel;
     const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t row = rows * b / blocks, end = rows * (b + 1) / blocks;
-        multiply_up_to<Format>(end - row, m, panel, index * kPanelColumns, x, row, out, ld);
+        multiply_up_to<Format>(end - row, m, panel, index * kPanelColumns, x, row, out, ld,
+                               look_ahead(next, m.groups, b, blocks));
     }
 }
+
+constexpr int64_t kPanelRun = 4;  // Panels that one thread takes at once, to find the next in its cache.
 
 // Memory for rows of n numbers in any format.
 static EncodedRows take_rows(Arena &arena, int64_t rows, int64_t n) {
@@ -156,7 +186,7 @@ static void multiply(Team &team, Workspace &workspace, const Matrix &m, const fl
         team.for_each(rows, [&](int64_t row, int) {
             Chosen::encode(x + row * in_features, in_features, encoded, row);
         });
-        team.for_each(m.num_panels(), [&](int64_t panel, int) {
+        team.for_runs(m.num_panels(), kPanelRun, [&](int64_t panel, int) {
             multiply_panel<Chosen>(m, panel, encoded, rows, out, m.columns);
         });
     });

@@ -14,6 +14,14 @@ static inline void store(float *p, Vec v) {
     _mm256_storeu_ps(p, v.a);
     _mm256_storeu_ps(p + 8, v.b);
 }
+static inline void stream(float *p, Vec v) {
+    _mm256_stream_ps(p, v.a);
+    _mm256_stream_ps(p + 8, v.b);
+}
+static inline void fence() { _mm_sfence(); }
+static inline void prefetch(const void *p) {
+    _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1);
+}
 static inline Vec load_first(const float *p, int64_t n, float rest = 0.0f) {
     alignas(32) float all[16];
     for (int i = 0; i < 16; ++i) all[i] = i < n ? p[i] : rest;

@@ -20,6 +20,12 @@ static inline __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
 static inline Vec load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void store(float *p, Vec v) { _mm512_storeu_ps(p, v); }
+// Past the caches, to a 64-byte aligned place; fence before others read it.
+static inline void stream(float *p, Vec v) { _mm512_stream_ps(p, v); }
+static inline void fence() { _mm_sfence(); }
+static inline void prefetch(const void *p) {
+    _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1);
+}
 static inline Vec load_first(const float *p, int64_t n, float rest = 0.0f) {
     return _mm512_mask_loadu_ps(broadcast(rest), first_lanes(n), p);
 }

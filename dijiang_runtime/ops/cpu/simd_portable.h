@@ -13,6 +13,9 @@ constexpr int kInputOffset = 0;  // What int8 inputs are stored with, so that th
 static inline Vec broadcast(float x) { Vec r; DIJIANG_LANES r.lane[i] = x; return r; }
 static inline Vec load(const float *p) { Vec r; std::memcpy(&r, p, sizeof r); return r; }
 static inline void store(float *p, Vec v) { std::memcpy(p, &v, sizeof v); }
+static inline void stream(float *p, Vec v) { store(p, v); }
+static inline void fence() {}
+static inline void prefetch(const void *) {}
 static inline Vec load_first(const float *p, int64_t n, float rest = 0.0f) {
     Vec r = broadcast(rest);
     std::memcpy(&r, p, sizeof(float) * n);

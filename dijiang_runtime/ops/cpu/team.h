@@ -34,6 +34,17 @@ public:
                   &f);
     }
 
+    // The same, in runs of up to `longest`, shorter where threads would be left without.
+    template <class Function>
+    void for_runs(int64_t count, int64_t longest, Function f) {
+        int64_t length = count / (4 * size_);
+        length = length < 1 ? 1 : length > longest ? longest : length;
+        for_each((count + length - 1) / length, [&](int64_t run, int member) {
+            const int64_t end = run * length + length;
+            for (int64_t i = run * length; i < (end < count ? end : count); ++i) f(i, member);
+        });
+    }
+
 private:
     using Part = void (*)(void *, int64_t, int);
 
