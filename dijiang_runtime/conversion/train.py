@@ -1,5 +1,6 @@
 """Train a model folder from text: cross-entropy, or distillation from its vanilla parent."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +21,10 @@ from dijiang_runtime.conversion.sources import source_name
 from dijiang_runtime.conversion.stages import check_stages, plan_stages
 from dijiang_runtime.conversion.tables import with_decay_tables
 from dijiang_runtime.conversion.trainable import TrainableModel, load_model_folder, new_model
-from dijiang_runtime.conversion.vanilla import load_vanilla
+from dijiang_runtime.conversion.vanilla import VanillaModel, load_vanilla
 from dijiang_runtime.conversion.workers import Workers, join_workers
+
+logger = logging.getLogger(__name__)
 
 SELF_GENERATED = "self-generated.txt"
 """The text that the teacher wrote, in the output folder."""
@@ -58,6 +61,7 @@ def _train(options: TrainOptions, workers: Workers, report: Report | None) -> Tr
         model = with_decay_tables(model)
     teacher = load_vanilla(options.teacher) if options.teacher is not None else None
     check_stages(model, teacher, options)
+    _warn_of_short_context(model, teacher, options)
     for part in (model, teacher):
         if part is not None:
             part.module.to(workers.device)
@@ -93,6 +97,20 @@ def _train(options: TrainOptions, workers: Workers, report: Report | None) -> Tr
         _finish(model, options, heldout_loss)
     workers.wait()
     return model
+
+
+def _warn_of_short_context(
+    model: TrainableModel, teacher: VanillaModel | None, options: TrainOptions
+) -> None:
+    longest = max(options.context, options.long_context if options.long_fraction else 0)
+    length = teacher.max_length if teacher is not None else model.max_length
+    if length is not None and longest < length:
+        logger.warning(
+            "Training sequences have %d tokens, but the parent reads %d: later tokens are not "
+            "learned, and may become worse than before. Raise --context, or use --long-fraction.",
+            longest,
+            length,
+        )
 
 
 def _prepare_folder(options: TrainOptions, workers: Workers) -> None:

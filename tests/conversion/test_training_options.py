@@ -145,3 +145,10 @@ def test_contradictory_options_are_refused(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         train(replace(options, **changes))
+
+
+def test_sequences_shorter_than_the_parents_are_warned_of(
+    options: TrainOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(replace(options, tokens=3 * STEP_TOKENS))
+    assert "have 32 tokens, but the parent reads 128" in caplog.text
