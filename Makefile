@@ -115,6 +115,12 @@ $(CAMPAIGNS): $(TEST_READY)
 fuzz: $(TEST_READY) ## Send a hundred thousand malformed requests to a real server. ARGS= passes options
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+.PHONY: fuzz-guided
+fuzz-guided: $(TEST_READY) ## Fuzz four parsers for DURATION= seconds each, guided by coverage. Linux only
+	@$(INSTALL) --no-build-isolation -e '.[fuzz]'
+	for target in bodies model-files detokenisation stop-strings; do \
+		$(BIN)/python -m tests.fuzz.guided $$target --seconds $(DURATION) || exit 1; done
+
 # What the demo model is made from is no part of this repository: see docs/demo-model.md.
 STORIES ?=
 HELDOUT ?=
