@@ -23,7 +23,7 @@ class Node:
 @pytest.fixture
 async def collecting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lifecycle]:
     monkeypatch.setattr(garbage, "QUIET_SECONDS", 0.01)
-    lifecycle, before = Lifecycle(), gc.get_threshold()
+    lifecycle, before = Lifecycle(on_deadline=lambda: None), gc.get_threshold()
     task = asyncio.create_task(collect_when_quiet(lifecycle))
     await asyncio.sleep(0)
     assert gc.get_freeze_count() > 0
