@@ -21,14 +21,16 @@ AdvanceFn = Callable[[int, int], None]
 _MAX_EXPONENT = 700.0
 _FIRST_BUCKET = 16
 _TOKENS_PER_BATCH = 4096
+_USUAL_CONTEXT = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateOptions:
     """How the text is cut."""
 
-    context: int = 256
-    """Tokens a block sees at most; blocks follow each other and start from nothing."""
+    context: int | None = None
+    """Tokens a block sees at most; blocks follow each other and start from nothing. None: 256, or
+    as many as the model has positions for."""
     batch_size: int | None = None
     """None: as many blocks as hold about 4,096 tokens."""
     max_tokens: int | None = None
@@ -142,10 +144,9 @@ def evaluate_model(
     progress: AdvanceFn | None = None,
 ) -> Evaluation:
     """Loss and perplexity of a model on token ids. Arguments and errors as in `evaluate`."""
-    check_length(model, options.context)
     if options.max_tokens is not None:
         token_ids = token_ids[: options.max_tokens + 1]
-    blocks = evaluation_blocks(token_ids, options.context)
+    blocks = evaluation_blocks(token_ids, context_for(model, options.context))
     num_blocks, context = blocks.shape[0], blocks.shape[1] - 1
     model.module.eval()
     batch_size = options.batch_size or max(1, _TOKENS_PER_BATCH // context)
@@ -160,6 +161,18 @@ def evaluate_model(
         kind=model.kind,
         by_position=tuple(buckets(losses, num_blocks)),
     )
+
+
+def context_for(model: TrainableModel, asked: int | None) -> int:
+    """The context asked for; if none was, 256, or as many positions as the model has.
+
+    Raises:
+        DataError: the model has not so many positions.
+    """
+    if asked is None:
+        return _USUAL_CONTEXT if model.max_length is None else min(_USUAL_CONTEXT, model.max_length)
+    check_length(model, asked)
+    return asked
 
 
 def check_length(model: TrainableModel, length: int) -> None:

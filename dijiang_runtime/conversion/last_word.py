@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dijiang_runtime.conversion.data import load_tokenizer
 from dijiang_runtime.conversion.errors import DataError
-from dijiang_runtime.conversion.evaluate import AdvanceFn, check_length, perplexity
+from dijiang_runtime.conversion.evaluate import AdvanceFn, context_for, perplexity
 from dijiang_runtime.conversion.sources import read_documents
 from dijiang_runtime.conversion.trainable import TrainableModel, load_model_folder
 
@@ -25,8 +25,8 @@ _LAST_WORD = re.compile(r"(.*\S)(\s+)(\w(?:[\w'’-]*\w)?)\W*", re.DOTALL)
 class LastWordOptions:
     """Which passages, and how much of them is read."""
 
-    context: int = 512
-    """Tokens that the model sees at most: the last of the passage."""
+    context: int | None = None
+    """Tokens that the model sees at most, the last of the passage. None: as in EvaluateOptions."""
     batch_size: int = 16
     max_passages: int | None = None
     text_column: str = "text"
@@ -76,7 +76,7 @@ def last_word_accuracy(
         DataError, ConversionError, ModelLoadError: unusable text, tokenizer or model.
     """
     model, tokenizer = load_model_folder(folder), load_tokenizer(folder)
-    check_length(model, options.context)
+    context = context_for(model, options.context)
     texts = islice(_documents(data, options), options.max_passages)
     found = [split_passage(text, tokenizer) for text in texts]
     passages = [p for p in found if p is not None]
@@ -88,7 +88,7 @@ def last_word_accuracy(
     correct, loss, done = 0, 0.0, 0
     for start in range(0, len(passages), options.batch_size):
         batch = passages[start : start + options.batch_size]
-        for is_correct, nll in _judge(model, batch, options.context):
+        for is_correct, nll in _judge(model, batch, context):
             correct += is_correct
             loss += nll
         done += len(batch)

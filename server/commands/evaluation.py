@@ -35,7 +35,14 @@ def evaluate(
             "last word of each document? recall: does it still know what it read so long ago?"
         ),
     ] = Task.LOSS,
-    context: Annotated[int, typer.Option(min=1, help="Tokens that a prediction may see.")] = 256,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens that a prediction may see. Default: 256, or as many as the model has "
+            "positions for.",
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Default: about 4,096 tokens.")
     ] = None,
@@ -69,7 +76,12 @@ def evaluate(
 
 
 def _loss(
-    model: Path, data: list[str], context: int, size: int | None, limit: int | None, advance: Any
+    model: Path,
+    data: list[str],
+    context: int | None,
+    size: int | None,
+    limit: int | None,
+    advance: Any,
 ) -> Iterator[Any]:
     """The result as JSON has it, then the lines that show it; so do the other two."""
     from dijiang_runtime.conversion.evaluate import EvaluateOptions
@@ -88,7 +100,7 @@ def _loss(
 
 
 def _last_word(
-    model: Path, data: list[str], context: int, size: int | None, advance: Any
+    model: Path, data: list[str], context: int | None, size: int | None, advance: Any
 ) -> Iterator[Any]:
     from dijiang_runtime.conversion.last_word import LastWordOptions, last_word_accuracy
 

@@ -111,6 +111,7 @@ def test_parent_and_child_are_printed_and_plotted(
 def test_a_text_longer_than_the_model_is_refused(parents: dict[str, Path], stories: Path) -> None:
     with pytest.raises(DataError, match="128 positions, fewer than 200"):
         evaluate(parents["opt"], [stories], EvaluateOptions(context=200))
+    assert evaluate(parents["opt"], [stories], EvaluateOptions()).context == 128
     with pytest.raises(DataError, match="too few for a distance"):
         model = SimpleNamespace(max_length=None, module=torch.nn.Identity())
         measure_recall(model, np.zeros(50, np.int32), RecallOptions(distances=(64,)))
