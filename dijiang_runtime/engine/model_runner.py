@@ -21,6 +21,7 @@ from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import NumericalError, RequestFailedError
 from dijiang_runtime.models.serving import ServingModel
+from dijiang_runtime.ops.cpu import sampling
 from dijiang_runtime.ops.linear import CHUNK_TILE, row_tiles
 from dijiang_runtime.request import NO_LOGPROBS, RequestError
 
@@ -142,7 +143,7 @@ class ModelRunner:
         if not wanted:
             return {}
         logits = self._logits(hidden[[rows[i] for i in wanted]])
-        is_finite = _finite_rows(logits).tolist()
+        is_finite = _finite_rows(logits)
         finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
         if not all(is_finite):
             logits = logits[is_finite]
@@ -210,13 +211,16 @@ def _with_forks(
     return [*items, *forks], rows
 
 
-def _finite_rows(x: Tensor) -> Tensor:
-    """Which rows of x [n, V] hold finite values alone. Shape [n], bool.
+def _finite_rows(x: Tensor) -> list[bool]:
+    """Which rows of x [n, V] hold finite values alone.
 
     The extremes tell: both are NaN where any value is. Two passes over the values that write
-    nothing take a fifteenth of the time of `isfinite().all()`.
+    nothing take a fifteenth of the time of `isfinite().all()`, and the kernels' one pass less.
     """
-    return (x.amax(dim=1) < torch.inf) & (x.amin(dim=1) > -torch.inf)
+    if sampling.can_read(x):
+        return sampling.finite_rows(x)
+    found: list[bool] = ((x.amax(dim=1) < torch.inf) & (x.amin(dim=1) > -torch.inf)).tolist()
+    return found
 
 
 def _id(item: ScheduledSequence) -> str:

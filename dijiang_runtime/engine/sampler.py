@@ -22,6 +22,7 @@ from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.masks import leave_allowed, pack_bits
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence, TokenHistory
+from dijiang_runtime.ops.cpu import sampling
 from dijiang_runtime.request import NO_LOGPROBS, SamplingParams
 
 # Below every logit, yet finite: a row of nothing else still has a distribution.
@@ -78,7 +79,11 @@ class Sampler:
                 self._bias(logits[i], sequence)
             if _has_penalties(params):
                 penalized.append(i)
-        if penalized:
+        if penalized and sampling.can_read(logits):
+            for i in penalized:
+                seen, params = _history(sequences[i]), sequences[i].request.sampling
+                sampling.penalise(logits[i], seen.ids, seen.output_counts, params, least=_MASKED)
+        elif penalized:
             _penalize(logits, penalized, [sequences[i] for i in penalized])
         for i, sequence in enumerate(sequences):
             if _has_mask(sequence):

@@ -301,6 +301,23 @@ def test_a_mask_leaves_the_tokens_whose_bit_is_set(
     assert row.numpy().tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("target", targets())
+def test_rows_that_are_not_finite_are_found_wherever_the_value_is(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    logits = torch.randn(8, 5003)
+    logits[0, 0] = torch.nan
+    logits[2, 5002] = torch.inf
+    logits[3, 17] = -torch.inf
+    logits[5, :] = torch.finfo(torch.float32).max
+
+    found = sampling.finite_rows(logits)
+
+    assert found == [False, True, False, False, True, True, True, True]
+    assert found == logits.isfinite().all(dim=1).tolist()
+
+
 def test_each_row_reports_as_many_alternatives_as_it_asked_for() -> None:
     reported = raw_logprobs(torch.randn(3, 10), [0, 1, 2], [0, 4, 2])
 

@@ -91,6 +91,17 @@ void dijiang_logprobs(Context *c, const LogprobQuery *query) {
     c->kernels.logprobs(c->team, c->workspace, *query);
 }
 
+void dijiang_finite_rows(Context *c, const float *logits, int64_t rows, int64_t vocab_size,
+                         uint8_t *out) {
+    const Turn turn(c->team.one_at_a_time());
+    c->kernels.finite_rows(c->team, logits, rows, vocab_size, out);
+}
+
+// logits [vocab_size], in place.
+void dijiang_penalise(Context *c, float *logits, const Penalties *penalties) {
+    c->kernels.penalise(logits, *penalties);
+}
+
 // logits [vocab_size], in place. One bit for each token, the first in the lowest.
 void dijiang_mask(Context *c, float *logits, int64_t vocab_size, const uint32_t *bits) {
     c->kernels.mask(logits, vocab_size, bits);

@@ -5,7 +5,7 @@ import functools
 import importlib.machinery
 import logging
 import os
-from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int64, c_void_p
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,6 +93,14 @@ class DrawStruct(_Struct):
     ]
 
 
+class PenaltiesStruct(_Struct):
+    _fields_ = [
+        *_fields(c_void_p, "tokens counts"),
+        ("num_tokens", c_int64),
+        *_fields(c_float, "repetition frequency presence least"),
+    ]
+
+
 class LogprobStruct(_Struct):
     _fields_ = [
         *_fields(c_void_p, "logits rows tokens"),
@@ -133,6 +141,8 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         "recurrent_step": (None, [c_void_p, POINTER(StepStruct)]),
         "draw": (None, [c_void_p, c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p]),
         "logprobs": (None, [c_void_p, POINTER(LogprobStruct)]),
+        "finite_rows": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
+        "penalise": (None, [c_void_p, c_void_p, POINTER(PenaltiesStruct)]),
         "mask": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
         "peak": (c_int64, [c_void_p, c_int64, c_int64]),
     }

@@ -227,6 +227,20 @@ static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
     });
 }
 
+// out[i] is 1 where all of row i is finite, else 0.
+static void finite_rows(Team &team, const float *logits, int64_t rows, int64_t n, uint8_t *out) {
+    team.for_each(rows, [&](int64_t i, int) { out[i] = is_finite(logits + i * n, n); });
+}
+
+static void penalise(float *x, const Penalties &p) {
+    for (int64_t i = 0; i < p.num_tokens; ++i) {
+        float &logit = x[p.tokens[i]];
+        logit = logit > 0.0f ? logit / p.repetition : logit * p.repetition;
+        logit -= p.frequency * p.counts[i] + (p.counts[i] > 0.0f ? p.presence : 0.0f);
+        logit = logit > p.least ? logit : p.least;
+    }
+}
+
 // Leave the logits whose bit is set, and make all others -infinity.
 static void mask(float *x, int64_t n, const uint32_t *bits) {
     for (int64_t start = 0; start < n; start += 32) {

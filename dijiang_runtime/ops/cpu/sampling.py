@@ -12,7 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dijiang_runtime.ops.cpu.library import DrawStruct, LogprobStruct, context, is_available
+from dijiang_runtime.ops.cpu.library import (
+    DrawStruct,
+    LogprobStruct,
+    PenaltiesStruct,
+    context,
+    is_available,
+)
 
 
 class DrawParams(Protocol):
@@ -26,6 +32,17 @@ class DrawParams(Protocol):
     def top_p(self) -> float: ...
     @property
     def top_k(self) -> int: ...
+
+
+class PenaltyParams(Protocol):
+    """Penalties of tokens that were seen; the engine's sampling parameters have them."""
+
+    @property
+    def repetition_penalty(self) -> float: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @property
+    def presence_penalty(self) -> float: ...
 
 
 def can_read(logits: Tensor) -> bool:
@@ -87,6 +104,43 @@ def logprobs(
     here = context()
     here.kernels.dijiang_logprobs(here.handle, ctypes.byref(query))
     return chosen, top_ids, top
+
+
+def finite_rows(logits: Tensor) -> list[bool]:
+    """Which rows of logits [n, V] hold finite values alone."""
+    logits = logits.contiguous()
+    found = (ctypes.c_uint8 * len(logits))()
+    here = context()
+    here.kernels.dijiang_finite_rows(here.handle, logits.data_ptr(), *logits.shape, found)
+    return [bool(ok) for ok in found]
+
+
+def penalise(
+    row: Tensor,
+    tokens: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.float32],
+    params: PenaltyParams,
+    *,
+    least: float,
+) -> None:
+    """Apply the penalties to logits [V], in place.
+
+    Args:
+        tokens: Those seen, each once. Contiguous.
+        counts: How often each was put out. Contiguous.
+        least: No logit becomes smaller.
+    """
+    penalties = PenaltiesStruct(
+        tokens=tokens.ctypes.data,
+        counts=counts.ctypes.data,
+        num_tokens=len(tokens),
+        repetition=params.repetition_penalty,
+        frequency=params.frequency_penalty,
+        presence=params.presence_penalty,
+        least=least,
+    )
+    here = context()
+    here.kernels.dijiang_penalise(here.handle, row.data_ptr(), ctypes.byref(penalties))
 
 
 def mask(row: Tensor, allowed: npt.NDArray[np.int32]) -> None:

@@ -103,6 +103,16 @@ struct LogprobQuery {
     float *top;        // [num_rows, num_top]
 };
 
+// The penalties of one sequence, for the tokens that it has seen: each once, with how often it was
+// put out.
+struct Penalties {
+    const int64_t *tokens;
+    const float *counts;
+    int64_t num_tokens;
+    float repetition, frequency, presence;
+    float least;  // No logit becomes smaller.
+};
+
 class Team;
 class Workspace;
 
@@ -116,6 +126,8 @@ struct Kernels {
     void (*draw)(Team &, Workspace &, const float *logits, int64_t vocab_size, const Draw *draws,
                  int64_t num_draws, int64_t *tokens);
     void (*logprobs)(Team &, Workspace &, const LogprobQuery &);
+    void (*finite_rows)(Team &, const float *logits, int64_t rows, int64_t vocab_size, uint8_t *out);
+    void (*penalise)(float *logits, const Penalties &);
     void (*mask)(float *logits, int64_t vocab_size, const uint32_t *bits);
     void (*peak)(Team &, int64_t format, int64_t repeats);
     int64_t peak_vectors;  // Vector products in one repeat of one thread.
