@@ -4,15 +4,38 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dijiang_runtime.conversion.data import evaluation_blocks, load_tokenizer, pack_documents
 from dijiang_runtime.conversion.errors import DataError
-from dijiang_runtime.conversion.trainable import TrainableModel, load_model_folder
+from dijiang_runtime.conversion.served import ServedModel
+from dijiang_runtime.conversion.trainable import load_model_folder
+from dijiang_runtime.models.packed import num_parameters
+from dijiang_runtime.models.serving import DtypeChoice
+
+
+class EvaluatedModel(Protocol):
+    """What evaluation needs of a model, be it one to train or one to serve."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    @property
+    def max_length(self) -> int | None: ...
+
+    def logits(self, token_ids: Tensor) -> Tensor: ...
+
 
 LogitsFn = Callable[[Tensor], Tensor]
 AdvanceFn = Callable[[int, int], None]
@@ -35,6 +58,8 @@ class EvaluateOptions:
     """None: as many blocks as hold about 4,096 tokens."""
     max_tokens: int | None = None
     """Stop after this many tokens of the text."""
+    dtype: DtypeChoice | None = None
+    """Measure a DiJiang model as it is served in this dtype; None: as it is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +157,17 @@ def evaluate(
     Raises:
         DataError, ConversionError, ModelLoadError: unusable text, tokenizer or model.
     """
-    model = load_model_folder(folder)
+    model: EvaluatedModel
+    if options.dtype is None:
+        model = load_model_folder(folder)
+    else:
+        model = ServedModel(folder, options.dtype)
     token_ids = pack_documents(data, load_tokenizer(folder), eos_token_id=model.eos_token_id)
     return evaluate_model(model, token_ids, options, progress)
 
 
 def evaluate_model(
-    model: TrainableModel,
+    model: EvaluatedModel,
     token_ids: np.ndarray,
     options: EvaluateOptions,
     progress: AdvanceFn | None = None,
@@ -157,13 +186,13 @@ def evaluate_model(
         perplexity=perplexity(loss),
         num_tokens=num_blocks * context,
         context=context,
-        num_parameters=sum(p.numel() for p in model.module.parameters()),
+        num_parameters=num_parameters(model.module),
         kind=model.kind,
         by_position=tuple(buckets(losses, num_blocks)),
     )
 
 
-def context_for(model: TrainableModel, asked: int | None) -> int:
+def context_for(model: EvaluatedModel, asked: int | None) -> int:
     """The context asked for; if none was, 256, or as many positions as the model has.
 
     Raises:
@@ -175,7 +204,7 @@ def context_for(model: TrainableModel, asked: int | None) -> int:
     return asked
 
 
-def check_length(model: TrainableModel, length: int) -> None:
+def check_length(model: EvaluatedModel, length: int) -> None:
     """Raise DataError if the model has not so many positions."""
     limit = model.max_length
     if limit is not None and length > limit:

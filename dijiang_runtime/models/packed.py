@@ -68,12 +68,13 @@ def weight_format_of(model: Decoder) -> str:
     return str(model.embed_tokens.weight.dtype).removeprefix("torch.")
 
 
-def num_parameters(model: Decoder) -> int:
+def num_parameters(model: nn.Module) -> int:
     """Numbers that were trained, whatever the form that they are kept in."""
+    is_tied = isinstance(model, Decoder) and model.config.tie_word_embeddings
     count = sum(parameter.numel() for parameter in model.parameters())
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear):
-            if name == "lm_head" and model.config.tie_word_embeddings:
+            if name == "lm_head" and is_tied:
                 continue  # The embedding once more.
             has_bias = module.bias is not None
             count += module.out_features * (module.in_features + has_bias)

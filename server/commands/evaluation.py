@@ -25,6 +25,12 @@ class Task(StrEnum):
     RECALL = "recall"
 
 
+class WeightDtype(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
+
+
 def evaluate(
     model: Annotated[Path, typer.Argument(help="DiJiang folder, or a vanilla one.")],
     data: DataOption,
@@ -47,6 +53,10 @@ def evaluate(
         int | None, typer.Option(min=1, help="Default: about 4,096 tokens.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after these.")] = None,
+    dtype: Annotated[
+        WeightDtype | None,
+        typer.Option(help="With --task loss: a DiJiang model as it is served in this dtype."),
+    ] = None,
     distance: Annotated[
         list[int] | None,
         typer.Option(min=1, help="Recall from so many tokens ago. Repeatable."),
@@ -59,14 +69,18 @@ def evaluate(
 
         dijiang eval pythia-70m-dijiang --data heldout.txt --json
 
+        dijiang eval pythia-70m-dijiang --data heldout.txt --dtype int8
+
         dijiang eval pythia-70m-dijiang --data lambada.jsonl --task last-word
 
         dijiang eval pythia-70m-dijiang --data heldout.txt --task recall --distance 64
     """
+    if dtype is not None and task is not Task.LOSS:
+        fail("--dtype goes with --task loss.", exit_code=2)
     with progress_bar("Evaluating") as advance:
         match task:
             case Task.LOSS:
-                lines = _loss(model, data, context, batch_size, max_tokens, advance)
+                lines = _loss(model, data, context, batch_size, max_tokens, dtype, advance)
             case Task.LAST_WORD:
                 lines = _last_word(model, data, context, batch_size, advance)
             case Task.RECALL:
@@ -81,19 +95,26 @@ def _loss(
     context: int | None,
     size: int | None,
     limit: int | None,
+    dtype: WeightDtype | None,
     advance: Any,
 ) -> Iterator[Any]:
     """The result as JSON has it, then the lines that show it; so do the other two."""
     from dijiang_runtime.conversion.evaluate import EvaluateOptions
     from dijiang_runtime.conversion.evaluate import evaluate as run_evaluation
 
-    options = EvaluateOptions(context=context, batch_size=size, max_tokens=limit)
+    options = EvaluateOptions(
+        context=context,
+        batch_size=size,
+        max_tokens=limit,
+        dtype=None if dtype is None else dtype.value,
+    )
     result = run_evaluation(model, data, options, advance)
     yield dataclasses.asdict(result)
     yield f"loss        {result.loss:.4f} nats per token"
     yield f"perplexity  {result.perplexity:.3f}"
     yield f"tokens      {result.num_tokens:,}, {result.context} to a block"
-    yield f"model       {result.kind}, {result.num_parameters:,} parameters"
+    served = "" if dtype is None else f", served in {dtype.value}"
+    yield f"model       {result.kind}, {result.num_parameters:,} parameters{served}"
     for bucket in result.by_position:
         place = f"{bucket.start + 1}..{bucket.stop}"
         yield f"  {place:>12} tokens seen  loss {bucket.loss:.4f}  ppl {bucket.perplexity:.3f}"

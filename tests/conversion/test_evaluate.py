@@ -61,3 +61,33 @@ def test_a_folder_without_weights_is_refused(
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ConversionError, match="pickles"):
         evaluate(tmp_path, [stories], EvaluateOptions())
+
+
+@pytest.mark.parametrize("preset", ["dijiang", "window"])
+@pytest.mark.parametrize(("dtype", "distance"), [("float32", 1e-5), ("int8", 2e-2)])
+def test_the_served_models_loss_is_that_of_the_trained_one_but_for_its_weight_format(
+    parents: dict[str, Path],
+    stories: Path,
+    tmp_path: Path,
+    preset: str,
+    dtype: DtypeChoice,
+    distance: float,
+) -> None:
+    options = ConvertOptions(preset=preset)
+    convert(parents["llama"], tmp_path / "out", options)
+    # Neither whole chunks nor whole tiles.
+    cut = {"context": 77, "max_tokens": 500}
+    trained = evaluate(tmp_path / "out", [stories], EvaluateOptions(**cut))
+
+    served = evaluate(tmp_path / "out", [stories], EvaluateOptions(**cut, dtype=dtype))
+
+    assert served.loss == pytest.approx(trained.loss, rel=distance)
+    assert (served.loss == trained.loss) is False or dtype == "float32"
+    assert served.num_parameters == trained.num_parameters
+
+
+def test_a_dtype_is_refused_for_what_cannot_be_served(
+    parents: dict[str, Path], stories: Path
+) -> None:
+    with pytest.raises(ModelLoadError, match="llama"):
+        evaluate(parents["llama"], [stories], EvaluateOptions(dtype="float32"))
