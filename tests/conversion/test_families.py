@@ -57,7 +57,9 @@ def test_a_converted_parent_loads_evaluates_and_serves_alike(
     loss = evaluate(child, [stories], EvaluateOptions(context=64, max_tokens=256)).loss
     assert 1 < loss < 50
 
-    config = EngineConfig(model=child, max_slots=2, num_threads=1, max_logprobs=VOCAB_SIZE)
+    config = EngineConfig(
+        model=child, max_slots=2, num_threads=1, max_logprobs=VOCAB_SIZE, dtype="float32"
+    )
     sampling = SamplingParams(
         max_tokens=3, temperature=0.0, ignore_eos=True, logprobs=VOCAB_SIZE, prompt_logprobs=0
     )

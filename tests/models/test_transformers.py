@@ -71,7 +71,9 @@ def test_a_call_goes_on_from_the_state_of_the_last(model) -> None:
 
 
 def test_generate_writes_what_the_engine_writes(model, folder: Path) -> None:
-    engine = Engine.from_config(EngineConfig(model=folder, max_slots=4, num_threads=1))
+    engine = Engine.from_config(
+        EngineConfig(model=folder, max_slots=4, num_threads=1, dtype="float32")
+    )
     sampling = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
     for prompt, output in zip(PROMPTS, engine.generate(PROMPTS, sampling), strict=True):
         assert generate(model, [prompt]) == [list(output.token_ids)]
@@ -82,7 +84,9 @@ def test_logprobs_are_the_engines(model, folder: Path, length: int) -> None:
     """Of a prompt that the engine takes in parts, and of an answer that it decodes."""
     prompt = [7 * i % 300 + 3 for i in range(length)]
     engine = Engine.from_config(
-        EngineConfig(model=folder, max_slots=2, max_batched_tokens=64, num_threads=1)
+        EngineConfig(
+            model=folder, max_slots=2, max_batched_tokens=64, num_threads=1, dtype="float32"
+        )
     )
     sampling = SamplingParams(
         max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=0, prompt_logprobs=0
