@@ -56,14 +56,18 @@ class HeldTokens:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
         self.logprobs: list[PositionLogprobs] = []
+        self.prompt_logprobs: tuple[PositionLogprobs | None, ...] | None = None
 
     def add(self, output: RequestOutput) -> None:
         self.token_ids.extend(output.token_ids)
         self.logprobs.extend(output.logprobs or ())
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
 
     def clear(self) -> None:
         self.token_ids.clear()
         self.logprobs.clear()
+        self.prompt_logprobs = None
 
 
 def event(data: Any) -> bytes:

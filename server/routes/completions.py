@@ -276,7 +276,7 @@ class CompletionStream(StreamEncoder):
         choice = CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._writer.logprobs(index, output.prompt_logprobs, held.logprobs, offsets),
+            logprobs=self._writer.logprobs(index, held.prompt_logprobs, held.logprobs, offsets),
             finish_reason=output.finish_reason,
             stop_reason=output.stop_reason,
             prompt_token_ids=prompt.token_ids if wants_ids and is_first else msgspec.UNSET,

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -191,7 +191,19 @@ def check_chat(server: Server, body: dict[str, Any]) -> None:
         check_ends(choice, parts)
 
 
+# A special token has no text, so the echo of one waits for the answer's text, its logprobs too.
+SILENT_ECHO = {
+    "prompt": [299],
+    "seed": 0,
+    "max_tokens": 2,
+    "temperature": 0,
+    "logprobs": 0,
+    "echo": True,
+}
+
+
 @given(body=COMPLETIONS)
+@example(body=SILENT_ECHO)
 @settings(EXHAUSTIVE, max_examples=NUM_EXAMPLES)
 def test_a_streamed_completion_is_the_whole_one(server: Server, body: dict[str, Any]) -> None:
     check_completion(server, body)
