@@ -259,6 +259,9 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     """Output tokens so far, this output's included. What `usage` reports."""
+    num_copied_tokens: int = 0
+    """Prompt tokens that were not computed, because another choice's state was copied. Sent with
+    the final output."""
     timings: RequestTimings | None = None
     embedding: bytes | None = None
     """With the last output of a request for one: float32 values, little-endian, of length 1."""

@@ -59,6 +59,17 @@ def export_engine(engine: EngineClient, registry: CollectorRegistry, model_name:
     slots = gauge_by("state_slots_by_state", "Slots, by what they hold.", "state")
     for state, read in by_state.items():
         slots.labels(model_name, state).set_function(partial(_read_stats, engine, read))
+    by_reason: dict[str, Callable[[EngineStats], float]] = {
+        "capacity": lambda s: s.waiting - s.awaiting_grammars,
+        "deferred": lambda s: s.awaiting_grammars,
+    }
+    waiting = gauge_by(
+        "num_requests_waiting_by_reason",
+        "Sequences that wait for a slot (capacity), or for their grammar (deferred).",
+        "reason",
+    )
+    for reason, read in by_reason.items():
+        waiting.labels(model_name, reason).set_function(partial(_read_stats, engine, read))
     phases: dict[str, Callable[[EngineInfo], float]] = {
         "load": lambda i: i.load_seconds,
         "warmup": lambda i: i.warmup_seconds,

@@ -95,7 +95,9 @@ class Generation:
         self._pumps: list[asyncio.Task[None]] = []
         self._meters = [
             # A prompt counts once, however many answers it has.
-            SequenceMeter(context.metrics, request, counts_prompt=i % body.num_sequences == 0)
+            SequenceMeter(
+                context.metrics.sequences, request, counts_prompt=i % body.num_sequences == 0
+            )
             for i, request in enumerate(requests)
         ]
         self._num_output_tokens = [0] * len(requests)
@@ -109,8 +111,9 @@ class Generation:
             elif isinstance(exc, EngineDeadError):
                 context.metrics.admission_rejected("engine_not_ready")
             raise
-        context.metrics.params_n.observe(body.num_choices)
-        context.metrics.params_max_tokens.observe(requests[0].sampling.max_tokens)
+        metrics = context.metrics.sequences
+        metrics.params_n.observe(body.num_choices)
+        metrics.params_max_tokens.observe(requests[0].sampling.max_tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -143,6 +146,8 @@ class Generation:
                 for index, output in batch:
                     self._note(index, output)
                 yield batch
+            longest = max(self._num_output_tokens)
+            self._context.metrics.sequences.request_max_generation_tokens.observe(longest)
         except QueueTimeoutError:
             self._context.metrics.admission_rejected("queue_timeout")
             raise

@@ -12,19 +12,13 @@ from prometheus_client.exposition import choose_encoder
 
 from dijiang_runtime.engine.client import EngineClient
 from dijiang_runtime.engine.messages import EngineStats
-from dijiang_runtime.request import FinishReason
 from server.engine_gauges import export_engine
 from server.metric_buckets import (
     BATCH_BUCKETS,
-    CHOICES_BUCKETS,
     ITERATION_BUCKETS,
     ITL_BUCKETS,
-    LAST_POSITION_BUCKET,
-    LATENCY_BUCKETS,
-    POSITION_BUCKETS,
-    TOKEN_BUCKETS,
-    TTFT_BUCKETS,
 )
+from server.sequence_metrics import Family, SequenceMetrics
 from server.vllm_metrics import VLLM_NAMES, CacheConfig, Export
 
 GENERATION_PATHS: Final = frozenset(
@@ -46,8 +40,9 @@ class Metrics:
         self.registry.register(Export(self._own, VLLM_NAMES if vllm_names else {}))
         self._vllm_names = vllm_names
         ProcessCollector(registry=self._own)
+        self._family = Family(model_name, self._own)
         self._declare_requests()
-        self._declare_sequences()
+        self.sequences = SequenceMetrics(self._family)
         self._declare_steps()
         build = Gauge(
             "dijiang_build_info", "Always 1; says which build.", ["version"], registry=self._own
@@ -83,73 +78,10 @@ class Metrics:
             ["model_name", "reason"],
             registry=self._own,
         )
-        self.disconnects = self._counter("disconnects", "Clients that left before the end.")
-        self.deadline_exceeded = self._counter(
+        self.disconnects = self._family.counter("disconnects", "Clients that left before the end.")
+        self.deadline_exceeded = self._family.counter(
             "deadline_exceeded", "Answers that were not complete within their time."
         )
-
-    def _declare_sequences(self) -> None:
-        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens computed.")
-        self.generation_tokens = self._counter("generation_tokens", "Tokens generated.")
-        self._counter("num_preemptions", "Always 0: a slot never has to be taken back.")
-        success = Counter(
-            "dijiang_request_success",
-            "Sequences that finished, by reason. A request with n choices counts n times.",
-            ["model_name", "finished_reason"],
-            registry=self._own,
-        )
-        self.success = {
-            reason: success.labels(self._model_name, reason.value)
-            for reason in (FinishReason.STOP, FinishReason.LENGTH)
-        }
-        histogram = self._histogram
-        self.ttft = histogram(
-            "time_to_first_token_seconds", "From arrival to the first token.", TTFT_BUCKETS
-        )
-        self.itl = histogram(
-            "inter_token_latency_seconds", "Gaps between consecutive tokens.", ITL_BUCKETS
-        )
-        by_position = Histogram(
-            "dijiang_itl_seconds",
-            "Gaps between consecutive tokens, by the position of the token in its text.",
-            ["model_name", "position_bucket"],
-            buckets=ITL_BUCKETS,
-            registry=self._own,
-        )
-        self.itl_by_position = {
-            bucket: by_position.labels(self._model_name, bucket)
-            for bucket in (*POSITION_BUCKETS.values(), LAST_POSITION_BUCKET)
-        }
-        self.tpot = histogram(
-            "request_time_per_output_token_seconds",
-            "Per sequence: the time after the first token, over the further tokens.",
-            ITL_BUCKETS,
-        )
-        self.e2e = histogram(
-            "e2e_request_latency_seconds", "From arrival to the last token.", LATENCY_BUCKETS
-        )
-        self.queue_time = histogram(
-            "request_queue_time_seconds", "From arrival to a slot.", LATENCY_BUCKETS
-        )
-        self.prefill_time = histogram(
-            "request_prefill_time_seconds", "From a slot to the first token.", LATENCY_BUCKETS
-        )
-        self.decode_time = histogram(
-            "request_decode_time_seconds", "From the first token to the last.", LATENCY_BUCKETS
-        )
-        self.inference_time = histogram(
-            "request_inference_time_seconds", "From a slot to the last token.", LATENCY_BUCKETS
-        )
-        self.request_prompt_tokens = histogram(
-            "request_prompt_tokens", "Prompt tokens of a sequence.", TOKEN_BUCKETS
-        )
-        self.request_generation_tokens = histogram(
-            "request_generation_tokens", "Tokens generated for a sequence.", TOKEN_BUCKETS
-        )
-        self.params_max_tokens = histogram(
-            "request_params_max_tokens", "max_tokens of a request.", TOKEN_BUCKETS
-        )
-        self.params_n = histogram("request_params_n", "n of a request.", CHOICES_BUCKETS)
 
     def _declare_steps(self) -> None:
         self._step_seconds = Histogram(
@@ -166,13 +98,15 @@ class Metrics:
             buckets=BATCH_BUCKETS,
             registry=self._own,
         )
-        self._iteration_tokens = self._histogram(
+        self._iteration_tokens = self._family.histogram(
             "iteration_tokens", "Tokens computed in one engine step.", ITERATION_BUCKETS
         )
-        self._forks = self._counter(
+        self._forks = self._family.counter(
             "state_forks", "Sequences that began with a copy of another's state after its prompt."
         )
-        self._failed_rows = self._counter("failed_rows", "Sequences that a step failed for, alone.")
+        self._failed_rows = self._family.counter(
+            "failed_rows", "Sequences that a step failed for, alone."
+        )
 
     def http_request_started(self, method: str, path: str) -> None:
         """Count a request whose headers have arrived."""
@@ -220,13 +154,3 @@ class Metrics:
         """The exposition and its content type, in the format that the client prefers."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
-
-    def _counter(self, name: str, help: str) -> Counter:
-        counter = Counter(f"dijiang_{name}", help, ["model_name"], registry=self._own)
-        return counter.labels(self._model_name)
-
-    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(
-            f"dijiang_{name}", help, ["model_name"], buckets=buckets, registry=self._own
-        )
-        return histogram.labels(self._model_name)

@@ -4,13 +4,15 @@ import time
 
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from server.metric_buckets import position_bucket
-from server.metrics import Metrics
+from server.sequence_metrics import LOCAL_COMPUTE, SequenceMetrics
 
 
 class SequenceMeter:
     """Measures one sequence from its outputs, as they reach the API process."""
 
-    def __init__(self, metrics: Metrics, request: Request, *, counts_prompt: bool = True) -> None:
+    def __init__(
+        self, metrics: SequenceMetrics, request: Request, *, counts_prompt: bool = True
+    ) -> None:
         self._metrics = metrics
         self._counts_prompt = counts_prompt
         self._arrival = request.arrival_time
@@ -45,13 +47,18 @@ class SequenceMeter:
         """Once, with the first token or, where there is none, at the end."""
         if self._counts_prompt:
             self._metrics.prompt_tokens.inc(num_tokens)
+            self._metrics.prompt_tokens_by_source[LOCAL_COMPUTE].inc(num_tokens)
             self._counts_prompt = False
 
     def _observe_finish(self, output: RequestOutput) -> None:
         metrics = self._metrics
         self._count_prompt(output.num_prompt_tokens)
         metrics.request_prompt_tokens.observe(output.num_prompt_tokens)
+        metrics.request_prefill_computed_tokens.observe(
+            output.num_prompt_tokens - output.num_copied_tokens
+        )
         metrics.request_generation_tokens.observe(output.num_output_tokens)
+        metrics.request_preemptions.observe(0)
         if (times := output.timings) is None:
             return
         # A prompt that was only read has no token of its own.

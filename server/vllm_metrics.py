@@ -14,8 +14,12 @@ VLLM_NAMES: Final = {
     for name in (
         "num_requests_running",
         "num_requests_waiting",
+        "num_requests_waiting_by_reason",
         "num_preemptions",
+        "prefix_cache_queries",
+        "prefix_cache_hits",
         "prompt_tokens",
+        "prompt_tokens_by_source",
         "generation_tokens",
         "request_success",
         "admission_rejections",
@@ -29,6 +33,9 @@ VLLM_NAMES: Final = {
         "request_decode_time_seconds",
         "request_prompt_tokens",
         "request_generation_tokens",
+        "request_max_num_generation_tokens",
+        "request_prefill_kv_computed_tokens",
+        "request_num_preemptions",
         "request_params_max_tokens",
         "request_params_n",
     )

@@ -166,6 +166,7 @@ class Engine:
         return self._stats.take(
             running=len(running),
             waiting=len(self.scheduler.waiting),
+            awaiting_grammars=sum(s.awaits_grammar for s in self.scheduler.waiting.values()),
             slots_used=slots.num_used,
             slots_total=slots.num_slots,
             context_tokens=sum(sequence.num_computed_tokens for sequence in running.values()),

@@ -28,6 +28,7 @@ def merge_outputs(outputs: Seq[RequestOutput]) -> RequestOutput:
         error=last.error,
         num_prompt_tokens=last.num_prompt_tokens,
         num_output_tokens=last.num_output_tokens,
+        num_copied_tokens=last.num_copied_tokens,
         timings=last.timings,
         embedding=last.embedding,
     )

@@ -49,6 +49,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     running: int = 0
     waiting: int = 0
+    awaiting_grammars: int = 0
+    """Those of the waiting whose grammar is being compiled: a free slot would not help them."""
     slots_used: int = 0
     slots_total: int = 0
     context_tokens: int = 0

@@ -110,6 +110,7 @@ class OutputProcessor:
             error=sequence.error,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_output_tokens=len(sequence.output_token_ids),
+            num_copied_tokens=sequence.num_copied_tokens,
             timings=sequence.timings,
             embedding=embedding,
         )

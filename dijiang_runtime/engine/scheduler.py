@@ -257,6 +257,8 @@ class Scheduler:
     def _advance(self, item: ScheduledSequence, result: StepResult, now: float) -> None:
         sequence, sampling = item.sequence, item.sequence.request.sampling
         sequence.num_computed_tokens += item.num_tokens
+        if item.source is not None:
+            sequence.num_copied_tokens = item.num_tokens
         sequence.pooled = result.pooled
         if sequence.is_prefilling:
             return

@@ -113,6 +113,8 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     """Tokens, prompt first, that the committed recurrent state has read."""
+    num_copied_tokens: int = 0
+    """Those of them that came with a copy of another's state."""
     output_token_ids: list[int] = field(default_factory=list)
     history: TokenHistory | None = None
     allowed: TokenBits | None = None

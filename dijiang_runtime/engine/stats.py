@@ -25,12 +25,20 @@ class StatsCollector:
         self._num_failed_rows += sum(result.error is not None for result in results)
 
     def take(
-        self, *, running: int, waiting: int, slots_used: int, slots_total: int, context_tokens: int
+        self,
+        *,
+        running: int,
+        waiting: int,
+        awaiting_grammars: int,
+        slots_used: int,
+        slots_total: int,
+        context_tokens: int,
     ) -> EngineStats:
         """Return the counts with these gauges, and begin anew."""
         stats = EngineStats(
             running=running,
             waiting=waiting,
+            awaiting_grammars=awaiting_grammars,
             slots_used=slots_used,
             slots_total=slots_total,
             context_tokens=context_tokens,

@@ -61,6 +61,8 @@ def test_each_answer_of_a_group_is_that_of_a_request_alone(
     stats = engine.take_stats()
     assert stats.prompt_tokens == len(PROMPT)
     assert stats.num_forks == 11
+    copied = sorted(output.num_copied_tokens for output in outputs if output.finished)
+    assert copied == [0, *[len(PROMPT)] * 11]
 
 
 def test_answers_of_a_group_share_a_window_too(

@@ -190,6 +190,7 @@ class FakeEngine:
             finish_reason=FinishReason.LENGTH if is_cut else FinishReason.STOP,
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=len(ids),
+            num_copied_tokens=self.num_copied(request),
             timings=RequestTimings(
                 arrival=request.arrival_time,
                 scheduled=request.arrival_time,
@@ -198,6 +199,11 @@ class FakeEngine:
             ),
         )
         return [*outputs, last]
+
+    def num_copied(self, request: Request) -> int:
+        """Of a group, all but the first begin with a copy of its state."""
+        is_first = all(earlier.group != request.group for earlier in self.requests)
+        return 0 if request.group is None or is_first else len(request.prompt_token_ids)
 
     def embedding(self, request: Request) -> RequestOutput:
         """Which says how many tokens it is of."""

@@ -65,6 +65,37 @@ async def test_what_vllm_measures_too_has_its_name(client: httpx.AsyncClient) ->
     assert 'vllm:num_requests_running{engine="0",model_name="tiny"} 1.0' in text
 
 
+async def test_where_prompts_come_from_and_what_was_computed_of_them(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    await client.post(COMPLETIONS, json={**PROMPT, "n": 2, "max_tokens": 5})
+    samples = await scrape(client)
+    by_source = "vllm:prompt_tokens_by_source_total{source=%s}"
+    assert samples[by_source % "local_compute"] == samples["vllm:prompt_tokens_total"] == 4
+    assert samples[by_source % "local_cache_hit"] == 0
+    assert samples[by_source % "external_kv_transfer"] == 0
+    assert (
+        samples["vllm:prefix_cache_queries_total"] == samples["vllm:prefix_cache_hits_total"] == 0
+    )
+    # The second choice has a copy of the first's state.
+    assert samples["vllm:request_prefill_kv_computed_tokens_sum"] == 4
+    assert samples["vllm:request_prefill_kv_computed_tokens_count"] == 2
+    assert samples["vllm:request_max_num_generation_tokens_sum"] == 5
+    assert samples["vllm:request_max_num_generation_tokens_count"] == 1
+    assert samples["vllm:request_num_preemptions_sum"] == 0
+    assert samples["vllm:request_num_preemptions_count"] == 2
+
+
+async def test_who_waits_for_a_grammar_does_not_wait_for_room(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.stats = EngineStats(waiting=5, awaiting_grammars=2)
+    samples = await scrape(client)
+    by_reason = "vllm:num_requests_waiting_by_reason{reason=%s}"
+    assert samples[by_reason % "capacity"] == 3
+    assert samples[by_reason % "deferred"] == 2
+
+
 async def test_vllm_s_names_can_be_turned_off(client_for: Any) -> None:
     assert "vllm:" not in (await client_for(vllm_metrics=False).get("/metrics")).text
 
