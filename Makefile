@@ -99,7 +99,7 @@ simulate: $(TEST_READY) ## Simulate a million requests with faults, checking eve
 	$(BIN)/python -m tests.simulation $(ARGS)
 
 # Long runs against the real engine and server; docs/reliability.md has their results.
-CAMPAIGNS := kill-loop poison neighbours streams drain-loop soak
+CAMPAIGNS := kill-loop poison neighbours streams drain-loop soak capacity
 
 .PHONY: $(CAMPAIGNS)
 kill-loop: ## Kill the engine a thousand times under load. ARGS= passes options, as to all campaigns
@@ -108,6 +108,7 @@ neighbours: ## Compare a hundred thousand answers among random neighbours with t
 streams: ## Hold ten thousand streams open, and measure their memory and the probes
 drain-loop: ## Restart the server a hundred times under load
 soak: ## A million requests, some left, some at fault: nothing may grow
+capacity: ## Check the capacity model of docs/scaling.md against the load tester
 $(CAMPAIGNS): $(TEST_READY)
 	$(BIN)/python -m tests.campaigns.$(subst -,_,$@) $(ARGS)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-import pytest
 import yaml
 
 from deploy.helm.values_table import CHART, read_values, undocumented, with_table
@@ -80,7 +79,6 @@ def test_every_option_that_the_chart_takes_is_one_of_the_servers() -> None:
     assert {snake_case(name) for name in config} <= options() - MANAGED
 
 
-@pytest.mark.slow  # A gap to close at leisure: extraEnv reaches every option meanwhile.
 def test_the_chart_takes_every_option_of_the_server() -> None:
     config = SCHEMA["properties"]["config"]["properties"]
     assert {snake_case(name) for name in config} == options() - MANAGED
