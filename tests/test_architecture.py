@@ -48,7 +48,7 @@ ALLOWED: dict[str, frozenset[str]] = {
             for name in ("errors", "request", "config", "tokenizer", "grammar_check")
         }
         | {"dijiang_runtime.models.config"}
-        | {f"dijiang_runtime.engine.{name}" for name in ("client", "messages")}
+        | {f"dijiang_runtime.engine.{name}" for name in ("client", "merge", "messages")}
     ),
     "dijiang_runtime.ops.triton": frozenset({"torch", "triton", "dijiang_runtime.ops.triton"}),
     "dijiang_runtime.ops": frozenset({"torch", "numpy", "dijiang_runtime.ops"}),
@@ -73,6 +73,7 @@ TORCH_FREE = (
     "dijiang_runtime.tokenizer",
     "dijiang_runtime.models.config",
     "dijiang_runtime.engine.client",
+    "dijiang_runtime.engine.merge",
     "dijiang_runtime.engine.messages",
     "dijiang_runtime.engine.scheduler",
     "dijiang_runtime.engine.sequence",

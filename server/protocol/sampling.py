@@ -1,5 +1,6 @@
 """The fields that completions and chat share, and how they become `SamplingParams`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,10 @@ ShortList = Field(max_length=1024, fail_fast=True)
 FailFast = Field(fail_fast=True)
 
 MAX_TIMEOUT_SECONDS = 86_400.0
+CACHE_SALT = r"[^@/\\\x00]{1,128}"
+"""What a `cache_salt` may be, as in vLLM."""
+
+_CACHE_SALT = re.compile(CACHE_SALT)
 
 
 class StreamOptions(RequestModel):
@@ -48,6 +53,9 @@ class EngineRequest(RequestModel):
     priority: int | None = None
     timeout: float | None = None
     """Seconds after which an answer that is not complete ends with an error."""
+    cache_salt: str | None = None
+    """Requests with other salts share no cached prompt. None is kept from one request to the next,
+    so there is nothing to keep apart."""
     user: str | None = None
     """Accepted for compatibility; has no effect."""
 
@@ -75,6 +83,11 @@ class EngineRequest(RequestModel):
             )
         if self.priority is not None and not -(2**31) <= self.priority < 2**31:
             raise InvalidRequestError("priority must be a signed 32-bit integer.", param="priority")
+        if self.cache_salt is not None and not _CACHE_SALT.fullmatch(self.cache_salt):
+            raise InvalidRequestError(
+                "cache_salt must be 1 to 128 characters, without @, / and \\, and without NUL.",
+                param="cache_salt",
+            )
 
     def truncate(
         self, token_ids: Sequence[int], *, max_model_len: int, max_tokens: int
@@ -94,6 +107,8 @@ class GenerationRequest(StructureFields, EngineRequest):
     n: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: int | None = None
+    """Tokens of an event after the first, which comes at once. Default: 1."""
     max_tokens: int | None = None
     min_tokens: int | None = None
     temperature: float | None = None
@@ -152,6 +167,10 @@ class GenerationRequest(StructureFields, EngineRequest):
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "stream_options is only allowed when stream is true.", param="stream_options"
+            )
+        if self.stream_interval is not None and self.stream_interval < 1:
+            raise InvalidRequestError(
+                "stream_interval must be at least 1.", param="stream_interval"
             )
         if self.prompt_logprobs is not None:
             if self.prompt_logprobs < 0:

@@ -46,6 +46,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
+from server.stream_interval import grouped
 from server.streaming import EventStream, EventTemplate, HeldTokens, StreamEncoder, event
 from server.tool_calls.answer import AnswerReader
 from server.tool_calls.use import ToolUse, plan_tools
@@ -63,7 +64,8 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
     generation = Generation(context, requests, body)
     if body.stream:
         stream = ChatStream(body, head, generation, prompt, use)
-        return EventStream(context, generation, stream, ignored_header(body))
+        encoder = grouped(stream, body.stream_interval)
+        return EventStream(context, generation, encoder, ignored_header(body))
     choices = await collect(http, context, generation)
     answer = ChatCompletion(
         id=head.id,

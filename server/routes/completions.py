@@ -48,6 +48,7 @@ from server.routes.common import (
     read_request,
     usage_so_far,
 )
+from server.stream_interval import grouped
 from server.streaming import EventStream, EventTemplate, HeldTokens, StreamEncoder, event
 
 router = APIRouter()
@@ -82,7 +83,8 @@ async def create_completion(http: Request, context: ContextDep) -> Response:
     writer = CompletionWriter(body, head, prompts)
     if body.stream:
         stream = CompletionStream(writer, generation)
-        return EventStream(context, generation, stream, ignored_header(body))
+        encoder = grouped(stream, body.stream_interval)
+        return EventStream(context, generation, encoder, ignored_header(body))
     choices = best_choices(await collect(http, context, generation), body)
     answer = writer.completion(
         [writer.choice(index, choice) for index, choice in enumerate(choices)],

@@ -91,6 +91,8 @@ COMMON: dict[str, st.SearchStrategy[Any]] = {
     "truncate_prompt_tokens": st.sampled_from([-1, 1, 3]),
     "truncation_side": st.sampled_from(["left", "right"]),
     "priority": st.integers(-3, 3),
+    "stream_interval": st.integers(1, 5),
+    "cache_salt": st.sampled_from(["a", "b" * 128]),
 }
 REQUIRED: dict[str, st.SearchStrategy[Any]] = {
     # Without a seed no two answers are the same; without a limit they are long.

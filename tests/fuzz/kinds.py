@@ -65,7 +65,6 @@ UNSUPPORTED: dict[str, Any] = {
     "use_beam_search": True,
     "mm_processor_kwargs": {"a": 1},
     "early_stopping": True,
-    "cache_salt": "x",
 }
 
 _S = b'{"prompt": "the", "max_tokens": 1'

@@ -108,6 +108,7 @@ EVERYTHING: dict[str, Any] = {
     "allowed_token_ids": [1, 2],
     "bad_words": ["x"],
     "seed": 1,
+    "stream_interval": 2,
     "stop": ["x"],
     "stop_token_ids": [3],
     "include_stop_str_in_output": True,
@@ -118,6 +119,7 @@ EVERYTHING: dict[str, Any] = {
     "truncate_prompt_tokens": 50,
     "truncation_side": "right",
     "priority": 1,
+    "cache_salt": "x",
     "timeout": 5.0,
     "user": "x",
 }
@@ -148,6 +150,7 @@ OF_ENGINE: dict[str, Any] = {
     "truncate_prompt_tokens": 50,
     "truncation_side": "right",
     "priority": 1,
+    "cache_salt": "x",
     "timeout": 5.0,
     "user": "x",
 }

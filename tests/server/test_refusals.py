@@ -127,6 +127,14 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"timeout": 0}, "timeout"),
     ({"timeout": 86_401}, "timeout"),
     ({"return_token_ids": 1}, "return_token_ids"),
+    ({"stream_interval": 0}, "stream_interval"),
+    ({"stream_interval": 1.0}, "stream_interval"),
+    ({"cache_salt": ""}, "cache_salt"),
+    ({"cache_salt": "x" * 129}, "cache_salt"),
+    ({"cache_salt": "a/b"}, "cache_salt"),
+    ({"cache_salt": "a@b"}, "cache_salt"),
+    ({"cache_salt": "a\\b"}, "cache_salt"),
+    ({"cache_salt": "a\0b"}, "cache_salt"),
 ]
 
 

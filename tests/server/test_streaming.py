@@ -52,6 +52,18 @@ async def test_chunks_are_what_the_openai_library_expects(
 
 
 @both
+async def test_an_event_may_bring_several_tokens(client: httpx.AsyncClient, path: str) -> None:
+    wanted = {"n": 2, "max_tokens": 9, "return_token_ids": True}
+    chunks = (await stream(client, path, stream_interval=4, **wanted))[:-1]
+    for index in range(2):
+        parts = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        sizes = [len(part["token_ids"]) for part in parts if "token_ids" in part]
+        assert sizes == [1, 4, 4, 0]
+        text = "".join(text_of(c) for c in chunks if c["choices"][0]["index"] == index)
+        assert text == " there was a cat"[:9]
+
+
+@both
 @pytest.mark.parametrize("n", [1, 3])
 async def test_the_deltas_of_a_choice_add_up_to_the_whole_answer(
     client: httpx.AsyncClient, path: str, n: int
