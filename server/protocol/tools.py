@@ -14,7 +14,10 @@ from server.protocol.structure import check_depth
 
 MAX_TOOLS = 128
 
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+FUNCTION_NAME = r"[a-zA-Z0-9_-]{1,64}"
+"""What the name of a function may be."""
+
+_NAME = re.compile(FUNCTION_NAME)
 
 
 class FunctionDefinition(RequestModel):

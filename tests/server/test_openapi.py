@@ -8,8 +8,9 @@ import jsonschema
 import pytest
 
 from dijiang_runtime.errors import EngineDeadError, EngineOverloadedError, NumericalError
+from server.api_operations import OPERATIONS
 from server.app import ROUTERS
-from server.openapi import OPERATIONS, build_document
+from server.openapi import build_document
 from tests.server.fake_engine import FakeEngine
 
 DOCUMENT = build_document("1", has_playground=True, needs_key=False)
@@ -337,3 +338,56 @@ async def test_what_is_out_of_the_described_bounds_is_refused_and_named(
                 response = await client.post(path, json=body)
                 assert response.status_code == 400, (field, value)
                 assert response.json()["error"]["param"] == field, (field, value)
+
+
+TOOL = {"type": "function", "function": {"name": "a b"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "body", "param"),
+    [
+        (COMPLETIONS, "CompletionRequest", {"prompt": ""}, "prompt"),
+        (COMPLETIONS, "CompletionRequest", {"prompt": []}, "prompt"),
+        (EMBEDDINGS, "EmbeddingRequest", {"input": ""}, "input"),
+        (EMBEDDINGS, "EmbeddingRequest", {"input": []}, "input"),
+        (CHAT, "ChatCompletionRequest", {"messages": []}, "messages"),
+        *(
+            (CHAT, "ChatCompletionRequest", {"messages": HELLO, field: value}, field)
+            for field, value in (
+                ("stop", ""),
+                ("stop", "x" * 257),
+                ("stop", ["x"] * 17),
+                ("stop", [""]),
+                ("stop", ["x" * 257]),
+                ("stop_token_ids", [-1]),
+                ("allowed_token_ids", []),
+                ("allowed_token_ids", [-1]),
+                ("bad_words", ["x"] * 129),
+                ("bad_words", [" "]),
+                ("logit_bias", {"1": 101}),
+                ("logit_bias", {"-1": 1}),
+                ("logit_bias", {str(i): 0 for i in range(301)}),
+                ("truncate_prompt_tokens", 0),
+                ("cache_salt", ""),
+                ("cache_salt", "a/b"),
+                ("cache_salt", "x" * 129),
+            )
+        ),
+        (CHAT, "ChatCompletionRequest", {"messages": HELLO, "tools": [TOOL]}, "tools[0]"),
+        (
+            RESPONSES,
+            "ResponsesRequest",
+            {"input": "Hi", "metadata": {str(i): "x" for i in range(17)}},
+            "metadata",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_texts_and_lists_out_of_the_described_bounds_are_refused_and_named(
+    client: httpx.AsyncClient, path: str, name: str, body: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        check(body, DOCUMENT["components"]["schemas"][name])
+    response = await client.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(param)
