@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from dijiang_runtime.engine.messages import EngineInfo
-from dijiang_runtime.errors import ContextLengthError, EngineDeadError, InvalidRequestError
+from dijiang_runtime.errors import ContextLengthError, EngineDeadError
 from dijiang_runtime.request import Grammar
 from dijiang_runtime.tokenizer import LONG_TEXT
 from server.context import ServerContext
@@ -122,15 +122,6 @@ def fit(
             num_prompt_tokens, max(1, max_tokens), info.max_model_len, param=param
         )
     return max_tokens
-
-
-def check_ids(token_ids: list[int], info: EngineInfo, param: str) -> None:
-    """Raise `InvalidRequestError` for an id that the model does not have."""
-    for token_id in (min(token_ids), max(token_ids)):
-        if not 0 <= token_id < info.vocab_size:
-            raise InvalidRequestError(
-                f"{param} must hold token ids from 0 to {info.vocab_size - 1}.", param=param
-            )
 
 
 async def collect(http: Request, context: ServerContext, generation: Generation) -> list[Choice]:

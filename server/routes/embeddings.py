@@ -18,15 +18,13 @@ from server.protocol.embeddings import (
     EmbeddingUsage,
 )
 from server.routes.common import (
-    MAX_CHARS_PER_TOKEN,
     AnswerHead,
     admit,
-    check_ids,
     ignored_header,
     json_response,
-    off_loop,
     read_request,
 )
+from server.routes.prompts import read_texts
 
 router = APIRouter()
 
@@ -58,39 +56,19 @@ async def create_embeddings(http: Request, context: ContextDep) -> Response:
 
 
 async def read_inputs(body: EmbeddingRequest, context: ServerContext) -> list[TokenIds]:
-    """The texts as tokens. What is too much is refused before any of it is tokenised."""
-    inputs, info = body.inputs(), context.engine.info
-    max_chars = MAX_CHARS_PER_TOKEN * info.max_model_len
-    for text in inputs:
-        if not isinstance(text, str):
-            check_ids(text, info, "input")
-        elif len(text) > max_chars:
-            raise InvalidRequestError(
-                f"input must not be longer than {max_chars} characters.", param="input"
-            )
-    return [await read_input(text, body, context) for text in inputs]
-
-
-async def read_input(
-    text: str | list[int], body: EmbeddingRequest, context: ServerContext
-) -> TokenIds:
-    """One text as tokens."""
-    ids: Sequence[int] = text if not isinstance(text, str) else []
-    if isinstance(text, str):
-        ids = await off_loop(
-            len(text),
-            context.model.tokenizer.encode,
-            text,
-            add_special_tokens=body.add_special_tokens is not False,
-            allow_special=False,
-        )
+    """The texts as tokens, as many as are wanted of each."""
     max_model_len = context.engine.info.max_model_len
-    ids = body.truncate(ids, max_model_len=max_model_len, max_tokens=0)
-    if not ids:
-        raise InvalidRequestError("input must hold at least one token.", param="input")
-    if len(ids) > max_model_len:
-        raise ContextLengthError(len(ids), 0, max_model_len, param="input")
-    return tuple(ids)
+    inputs = []
+    for whole in await read_texts(
+        body.inputs(), context, param="input", add_special_tokens=body.add_special_tokens
+    ):
+        ids = body.truncate(whole, max_model_len=max_model_len, max_tokens=0)
+        if not ids:
+            raise InvalidRequestError("input must hold at least one token.", param="input")
+        if len(ids) > max_model_len:
+            raise ContextLengthError(len(ids), 0, max_model_len, param="input")
+        inputs.append(tuple(ids))
+    return inputs
 
 
 async def embed(
