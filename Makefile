@@ -165,6 +165,19 @@ clients-test: $(RUNTIME_READY) $(CLIENTS_READY) ## Run other people's clients ag
 schemathesis: $(TEST_READY) $(SCHEMATHESIS_READY) ## Hold a server to its OpenAPI document. DURATION= seconds, 600 by default
 	$(BIN)/python -m tests.schemathesis --seconds $(DURATION) $(ARGS)
 
+# The suite comes with the source of a package that the tests need anyway.
+SUITE_SOURCE := build/jsonschema
+JSON_SCHEMA_SUITE ?= $(SUITE_SOURCE)/json/tests/draft2020-12
+
+.PHONY: schema-suite
+schema-suite: $(TEST_READY) ## Hold answers to the JSON-Schema test suite. JSON_SCHEMA_SUITE= names its folder, else it is fetched
+	@test -d $(JSON_SCHEMA_SUITE) || { mkdir -p $(SUITE_SOURCE) && \
+		$(BIN)/python -m pip download --quiet --no-deps --no-binary jsonschema -d $(SUITE_SOURCE) \
+			$$(grep '^jsonschema==' constraints.txt) && \
+		tar -xzf $(SUITE_SOURCE)/jsonschema-*.tar.gz -C $(SUITE_SOURCE) --strip-components 1; }
+	JSON_SCHEMA_SUITE=$(JSON_SCHEMA_SUITE) \
+		$(BIN)/python -m pytest tests/engine/test_schema_suite.py -m slow -s $(ARGS)
+
 .PHONY: chart-readme
 chart-readme: $(TEST_READY) ## Write the table of values in the chart's README
 	$(BIN)/python deploy/helm/values_table.py
