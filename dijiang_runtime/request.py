@@ -4,6 +4,7 @@ They are `msgspec` structs, so that the same definitions are the wire format: ms
 ZeroMQ socket, never pickle.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -99,67 +100,70 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def validate(self, vocab_size: int, *, max_logprobs: int = 20) -> None:
         """Raise `InvalidRequestError`, naming the parameter, unless every field is in bounds."""
+        self._validate_lengths(max_logprobs)
+        self._validate_distribution()
+        self._validate_tokens(vocab_size)
+        self._validate_stops(vocab_size)
 
-        def check(ok: bool, param: str, rule: str) -> None:
-            if not ok:
-                raise InvalidRequestError(f"{param} must be {rule}.", param=param)
-
-        # A comparison with NaN is false, so NaN fails every one of these.
-        check(self.max_tokens >= 0, "max_tokens", "at least 0")
-        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "between 0 and max_tokens")
-        check(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
-        check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
-        check(-1 <= self.top_k < 2**31, "top_k", "-1, 0, or a positive 32-bit integer")
-        check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
-        check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
-        check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
-        check(
-            0.01 <= self.repetition_penalty <= 100.0,
-            "repetition_penalty",
-            "between 0.01 and 100",  # A smaller one is 0 in the arithmetic of the logits.
-        )
-        check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer")
-        check(len(self.logit_bias) <= 300, "logit_bias", "at most 300 tokens")
-        for token_id, bias in self.logit_bias.items():
-            check(
-                0 <= token_id < vocab_size,
-                "logit_bias",
-                f"keyed by token ids below {vocab_size}, not {token_id}",
-            )
-            check(-100.0 <= bias <= 100.0, "logit_bias", "between -100 and 100")
-        if self.allowed_token_ids is not None:
-            check(bool(self.allowed_token_ids), "allowed_token_ids", "at least one token id")
-            check(
-                0 <= min(self.allowed_token_ids) and max(self.allowed_token_ids) < vocab_size,
-                "allowed_token_ids",
-                f"token ids below {vocab_size}",
-            )
-            check(self.grammar is None, "allowed_token_ids", "left out where a grammar decides")
-        check(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", f"at most {MAX_BAD_WORDS} words")
-        for word in self.bad_words:
-            check(0 < len(word) <= 256, "bad_words", "words of 1 to 256 tokens")
-            check(
-                0 <= min(word) and max(word) < vocab_size,
-                "bad_words",
-                f"words of token ids below {vocab_size}",
-            )
-        check(len(self.stop) <= 16, "stop", "at most 16 strings")
-        for stop in self.stop:
-            check(0 < len(stop) <= 256, "stop", "strings of 1 to 256 characters")
-        for token_id in self.stop_token_ids:
-            check(
-                0 <= token_id < vocab_size,
-                "stop_token_ids",
-                f"token ids below {vocab_size}, not {token_id}",
-            )
-        for token_id in self.shown_token_ids:
-            check(0 <= token_id < vocab_size, "shown_token_ids", f"token ids below {vocab_size}")
+    def _validate_lengths(self, max_logprobs: int) -> None:
+        _check(self.max_tokens >= 0, "max_tokens", "at least 0")
+        _check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "between 0 and max_tokens")
         for name in ("logprobs", "prompt_logprobs"):
-            check(
+            _check(
                 NO_LOGPROBS <= getattr(self, name) <= max_logprobs,
                 name,
                 f"between 0 and {max_logprobs}",
             )
+
+    def _validate_distribution(self) -> None:
+        # A comparison with NaN is false, so NaN fails every one of these.
+        _check(0.0 <= self.temperature <= 2.0, "temperature", "between 0 and 2")
+        _check(0.0 < self.top_p <= 1.0, "top_p", "above 0 and at most 1")
+        _check(-1 <= self.top_k < 2**31, "top_k", "-1, 0, or a positive 32-bit integer")
+        _check(0.0 <= self.min_p <= 1.0, "min_p", "between 0 and 1")
+        _check(-2.0 <= self.frequency_penalty <= 2.0, "frequency_penalty", "between -2 and 2")
+        _check(-2.0 <= self.presence_penalty <= 2.0, "presence_penalty", "between -2 and 2")
+        _check(
+            0.01 <= self.repetition_penalty <= 100.0,
+            "repetition_penalty",
+            "between 0.01 and 100",  # A smaller one is 0 in the arithmetic of the logits.
+        )
+        _check(
+            self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a signed 64-bit integer"
+        )
+
+    def _validate_tokens(self, vocab_size: int) -> None:
+        """Which tokens are likelier, allowed or banned."""
+        _check(len(self.logit_bias) <= 300, "logit_bias", "at most 300 tokens")
+        _check_ids(self.logit_bias, vocab_size, "logit_bias", "keyed by token ids")
+        for bias in self.logit_bias.values():
+            _check(-100.0 <= bias <= 100.0, "logit_bias", "between -100 and 100")
+        if self.allowed_token_ids is not None:
+            _check(bool(self.allowed_token_ids), "allowed_token_ids", "at least one token id")
+            _check_ids(self.allowed_token_ids, vocab_size, "allowed_token_ids", "token ids")
+            _check(self.grammar is None, "allowed_token_ids", "left out where a grammar decides")
+        _check(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", f"at most {MAX_BAD_WORDS} words")
+        for word in self.bad_words:
+            _check(0 < len(word) <= 256, "bad_words", "words of 1 to 256 tokens")
+            _check_ids(word, vocab_size, "bad_words", "words of token ids")
+
+    def _validate_stops(self, vocab_size: int) -> None:
+        _check(len(self.stop) <= 16, "stop", "at most 16 strings")
+        for stop in self.stop:
+            _check(0 < len(stop) <= 256, "stop", "strings of 1 to 256 characters")
+        _check_ids(self.stop_token_ids, vocab_size, "stop_token_ids", "token ids")
+        _check_ids(self.shown_token_ids, vocab_size, "shown_token_ids", "token ids")
+
+
+def _check(ok: bool, param: str, rule: str) -> None:
+    if not ok:
+        raise InvalidRequestError(f"{param} must be {rule}.", param=param)
+
+
+def _check_ids(token_ids: Iterable[int], vocab_size: int, param: str, what: str) -> None:
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            _check(False, param, f"{what} below {vocab_size}, not {token_id}")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,6 +20,13 @@ ANY_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
 
 _ID_CHARS = string.ascii_letters + string.digits
 
+_NO_TOOLS = (
+    "tools cannot be used: this model's chat template does not know them, or writes calls in a way "
+    "that the server does not know. Serve a model whose template does (with --tool-call-parser if "
+    "its calls are not recognised), or describe the functions in a message and ask for JSON with "
+    "response_format."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
@@ -63,45 +70,47 @@ def plan_tools(
     if not body.uses_tools:
         return None
     if form is None:
-        raise UnsupportedParameterError(
-            "tools cannot be used: this model's chat template does not know them, or writes calls "
-            "in a way that the server does not know. Serve a model whose template does (with "
-            "--tool-call-parser if its calls are not recognised), or describe the functions in a "
-            "message and ask for JSON with response_format.",
-            param="tools",
-        )
+        raise UnsupportedParameterError(_NO_TOOLS, param="tools")
     functions = [tool.function for tool in body.tools or ()]
-    forced = body.forced_name
     parameters = {
         function.name: function.parameters or ANY_ARGUMENTS
         for function in functions
-        if forced in (None, function.name)
+        if body.forced_name in (None, function.name)
     }
-    is_parallel = body.parallel_tool_calls is not False and forced is None
+    is_parallel = body.parallel_tool_calls is not False and body.forced_name is None
     spell = ToolGrammar(form, tokenizer, parameters, is_parallel=is_parallel)
-    is_required = body.tool_choice == "required" or forced is not None
-    grammar = None
-    if answer is not None:
-        if is_required or answer.kind is not GrammarKind.JSON_SCHEMA:
-            raise InvalidRequestError(
-                f"{answer.param} cannot be combined with tools, except for a JSON schema with "
-                "tool_choice auto.",
-                param=answer.param,
-            )
-        grammar = spell.calls_or_object(json.loads(answer.text), answer.param)
-    elif is_required:
-        grammar = spell.calls("tools")
-    elif any(function.strict for function in functions):
-        grammar = spell.calls_in_text("tools")
     markers = (tokenizer.token_to_id(token) for token in (form.trigger, form.ending) if token)
     return ToolUse(
         tools=[_plain(function) for function in functions],
         form=form,
         names=frozenset(parameters),
-        grammar=grammar,
+        grammar=_grammar(body, functions, answer, spell),
         shown_token_ids=tuple(i for i in markers if i is not None and tokenizer.is_special(i)),
         is_parallel=is_parallel,
     )
+
+
+def _grammar(
+    body: ToolFields,
+    functions: Sequence[FunctionDefinition],
+    answer: Grammar | None,
+    spell: ToolGrammar,
+) -> Grammar | None:
+    """What the whole answer matches; None where it is free."""
+    must_call = body.tool_choice == "required" or body.forced_name is not None
+    if answer is not None:
+        if must_call or answer.kind is not GrammarKind.JSON_SCHEMA:
+            raise InvalidRequestError(
+                f"{answer.param} cannot be combined with tools, except for a JSON schema with "
+                "tool_choice auto.",
+                param=answer.param,
+            )
+        return spell.calls_or_object(json.loads(answer.text), answer.param)
+    if must_call:
+        return spell.calls("tools")
+    if any(function.strict for function in functions):
+        return spell.calls_in_text("tools")
+    return None
 
 
 def _plain(function: FunctionDefinition) -> dict[str, Any]:
