@@ -25,8 +25,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "scaling.md"
 SHARES = (0.25, 0.5, 0.75)
 """Rates, as shares of what one replica is said to take."""
 ROUNDS = ("--rounds=5",)
-NEAR = {"most requests/s": 0.1, "ITL, ms": 0.35}
-"""How far the model may be from the load tester. Gaps between tokens amplify what a batch costs."""
+NEAR = {"most requests/s": (-0.1, 0.1), "ITL, ms": (-0.5, 0.1)}
+"""How far the model may be from the load tester. It is optimistic about gaps between tokens: what
+it leaves out, the more so where the engine is nearly full, makes them longer."""
 
 
 def page_functions() -> dict[str, Callable[..., float]]:
@@ -100,8 +101,8 @@ def campaign(options: argparse.Namespace) -> int:
 def compare(report: Report, name: str, said: float, measured: float) -> None:
     off = said / measured - 1
     report.figure(name, f"said {said:.2f}, measured {measured:.2f}, {off:+.0%}")
-    [near] = [near for figure, near in NEAR.items() if name.endswith(figure)]
-    report.check(abs(off) <= near, f"{name}: {off:+.0%}")
+    [(low, high)] = [near for figure, near in NEAR.items() if name.endswith(figure)]
+    report.check(low <= off <= high, f"{name}: {off:+.0%}")
 
 
 def main() -> int:
