@@ -46,6 +46,8 @@ class RequestRecord:
     """The engine has the request: from here on a failure is ours."""
     key_hash: str = ""
     """Hex SHA-256 of the API key that it came with; empty where none is asked for."""
+    user_hash: str = ""
+    """Of the `user` that the client named; only that is ever logged of it."""
     outcome: Outcome | None = None
     """Set where the status alone does not tell: a stream that failed, a client that left."""
 
@@ -89,12 +91,13 @@ class RequestMiddleware:
             if self.access_log:
                 # %r: a path is the client's, and may hold line breaks and escape codes.
                 logger.info(
-                    "%s %s %r %d %.1f ms",
+                    "%s %s %r %d %.1f ms%s",
                     record.request_id,
                     scope["method"],
                     scope["path"],
                     record.status,
                     1e3 * (time.perf_counter() - started),
+                    f" user={record.user_hash}" if record.user_hash else "",
                 )
 
     async def _answer(

@@ -57,7 +57,7 @@ class EngineRequest(RequestModel):
     """Requests with other salts share no cached prompt. None is kept from one request to the next,
     so there is nothing to keep apart."""
     user: str | None = None
-    """Accepted for compatibility; has no effect."""
+    """Who asks. The access log has a hash of it; it has no other effect."""
 
     @property
     def num_choices(self) -> int:

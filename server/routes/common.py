@@ -63,6 +63,8 @@ async def read_request(http: Request, context: ServerContext, request_type: type
     """The body, as far as it can be checked without the model."""
     body = await read_body(http, request_type)
     body.check(max_choices=context.config.max_choices)
+    if body.user:
+        record_of(http.scope).user_hash = hashlib.sha256(body.user.encode()).hexdigest()[:16]
     return body
 
 

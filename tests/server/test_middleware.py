@@ -231,3 +231,16 @@ async def test_no_cors_header_is_sent(client: httpx.AsyncClient) -> None:
     for method in ("GET", "OPTIONS"):
         response = await client.request(method, "/v1/models", headers=headers)
         assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+async def test_the_access_log_has_a_hash_of_the_user(
+    client_for: Any, caplog: pytest.LogCaptureFixture, path: str
+) -> None:
+    caplog.set_level("INFO")
+    body = {"prompt": "Hi", "input": "Hi", "user": "ann@example.com"}
+    await client_for(access_log=True).post(path, json=body)
+    own = [record for record in caplog.records if record.name == "server.middleware"]
+    [line] = [record.getMessage() for record in own]
+    assert line.endswith(" user=" + hashlib.sha256(b"ann@example.com").hexdigest()[:16])
+    assert "ann" not in line
