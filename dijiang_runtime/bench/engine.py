@@ -62,6 +62,18 @@ class Bench:
             "prefill_by_length": self._prefill_by_length(),
         }
 
+    def decode_seconds(self, batch: int, position: int, steps: int) -> float:
+        """Seconds per step of so many sequences at a position."""
+        plan = self._decode_plan([position] * batch)
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._execute(plan)
+        return (time.perf_counter() - start) / steps
+
+    def prefill_seconds(self, length: int) -> float:
+        """Seconds that a prompt takes."""
+        return self._prefill(self._sequence(length, slot=1))
+
     def _decode_by_batch(self) -> list[dict[str, Any]]:
         self._progress("decode by batch")
         plans = {b: self._decode_plan([NEAR] * b) for b in self._options.batches}

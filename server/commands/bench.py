@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.commands.bench_neighbours import bench_neighbours
+from server.commands.bench_peers import bench_ratios
 from server.commands.bench_training import bench_training
 from server.commands.common import fail, log_plainly, model_folder
 
@@ -48,6 +49,27 @@ def bench(
             help="Measure instead what sampled, constrained and logprob rows cost others.",
         ),
     ] = False,
+    ratios: Annotated[
+        bool,
+        typer.Option(
+            "--ratios", help="Measure --shape beside memory bandwidth, matrix peak and the peers."
+        ),
+    ] = False,
+    llama_python: Annotated[
+        Path | None,
+        typer.Option(help="With --ratios: a Python that has llama-cpp-python and gguf."),
+    ] = None,
+    transformers: Annotated[
+        bool, typer.Option("--transformers", help="With --ratios: transformers is a peer.")
+    ] = False,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="With --ratios: batch@position of a decode. Repeatable."),
+    ] = None,
+    prompt: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="With --ratios: tokens of a prompt. Repeatable."),
+    ] = None,
 ) -> None:
     """Measure decode by batch and by position, and prefill by length, side by side in one run.
 
@@ -61,6 +83,8 @@ def bench(
         dijiang bench --shape pythia-160m --dtype bfloat16 --full --json result.json
 
         dijiang bench ./model
+
+        dijiang bench --ratios --transformers --point 1@128 --point 32@8192 --prompt 2048
     """
     from rich.console import Console
 
@@ -78,6 +102,22 @@ def bench(
         if dtype not in ("float32", "bfloat16", "int8"):
             fail(f"dtype {dtype!r} is none of float32, bfloat16 and int8.", exit_code=2)
         torch.set_num_threads(threads or available_cpus())
+        if ratios:
+            status.stop()
+            points = tuple(map(parse_point, point or ("1@128", "8@128", "32@128")))
+            lengths = tuple(prompt or ())
+            bench_ratios(
+                console,
+                shape,
+                dtype,
+                points,
+                lengths,
+                rounds,
+                llama_python,
+                transformers,
+                json_file,
+            )
+            return
         decoder = load(model, shape, dtype)
         if neighbours:
             status.stop()
@@ -89,6 +129,14 @@ def bench(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_result(console, result)
+
+
+def parse_point(text: str) -> tuple[int, int]:
+    """`8@2048`: eight sequences at position 2,048."""
+    batch, _, position = text.partition("@")
+    if not (batch.isdecimal() and position.isdecimal() and int(batch) and int(position)):
+        fail(f"--point {text!r}: write the batch and the position, as in 8@2048.", exit_code=2)
+    return int(batch), int(position)
 
 
 def load(model: Path | None, shape: str, dtype: Any) -> "ServingModel":

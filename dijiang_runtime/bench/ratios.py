@@ -1,0 +1,151 @@
+"""The engine beside what the machine can do and beside other engines, in one run, in turns."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dijiang_runtime.bench.ceilings import LARGE_BYTES, matrix_peak, read_bandwidth
+from dijiang_runtime.bench.engine import Bench, BenchOptions
+from dijiang_runtime.bench.facts import describe_machine, describe_model
+from dijiang_runtime.bench.peers import Peer
+from dijiang_runtime.models.serving import ServingModel, decoder_of
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioOptions:
+    """What to compare."""
+
+    decodes: tuple[tuple[int, int], ...]
+    """Batch and position."""
+    prefills: tuple[int, ...]
+    rounds: int
+    turn_seconds: float = 0.3
+    """About how long each turn of an engine takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Of the machine: bytes and operations per second."""
+
+    memory: float
+    cached: float
+    """Of an array as large as the weights."""
+    matrix: float
+
+
+class RatioBench:
+    """Owns the engine; is lent the peers."""
+
+    def __init__(self, model: ServingModel, options: RatioOptions, progress: Progress) -> None:
+        batches = tuple(batch for batch, _ in options.decodes)
+        self._engine = Bench(model, BenchOptions(batches=batches), progress)
+        self._facts = describe_model(decoder_of(model))
+        decoder = decoder_of(model)
+        embedding = decoder.embed_tokens.weight.numel()
+        head = self._facts["vocab_size"] * self._facts["hidden_size"]
+        self._layer_weights = (
+            self._facts["num_parameters"]
+            - embedding
+            - (0 if decoder.config.tie_word_embeddings else head)
+        )
+        self._decode_weights = self._layer_weights + head
+        self._options = options
+        self._progress = progress
+
+    def run(self, ceilings: Ceilings, peers: Sequence[Peer]) -> dict[str, Any]:
+        """Measure everything. The result is plain data, ready for JSON."""
+        return {
+            "machine": describe_machine(),
+            "model": self._facts,
+            "ceilings": {
+                "memory_bytes_per_second": ceilings.memory,
+                "cached_bytes_per_second": ceilings.cached,
+                "matrix_operations_per_second": ceilings.matrix,
+            },
+            "decode": [self._decode(b, p, ceilings, peers) for b, p in self._options.decodes],
+            "prefill": [self._prefill(n, ceilings, peers) for n in self._options.prefills],
+        }
+
+    def _decode(
+        self, batch: int, position: int, ceilings: Ceilings, peers: Sequence[Peer]
+    ) -> dict[str, Any]:
+        self._progress(f"decode of {batch} at {position:,}")
+        engines = {"engine": self._engine.decode_seconds} | {p.name: p.decode for p in peers}
+        steps: dict[str, int] = {}
+        for name, decode in engines.items():
+            decode(batch, position, 1)  # Runs the peer's prompt, too.
+            # A KV cache grows while it decodes: short turns keep it at the position.
+            most = 16 if name != "engine" else 1000
+            wanted = self._options.turn_seconds / decode(batch, position, 1)
+            steps[name] = max(1, min(most, round(wanted)))
+        seconds = dict(
+            _in_turns(
+                self._options.rounds,
+                {
+                    name: lambda name=name, decode=decode: decode(batch, position, steps[name])
+                    for name, decode in engines.items()
+                },
+            )
+        )
+        num_bytes = self._facts["weight_bytes"] + 2 * batch * self._facts["state_bytes"]
+        num_operations = 2 * batch * self._decode_weights
+        ours = seconds["engine"]["median"]
+        by_memory = num_bytes / ceilings.memory
+        by_matrix = num_operations / ceilings.matrix
+        return {
+            "batch": batch,
+            "position": position,
+            "seconds": seconds,
+            "bytes": num_bytes,
+            "bandwidth_share": num_bytes / ours / ceilings.memory,
+            "cached_bandwidth_share": num_bytes / ours / ceilings.cached,
+            "roofline_share": max(by_memory, by_matrix) / ours,
+            "bound_by": "memory" if by_memory > by_matrix else "matrix",
+            "speed_ups": _speed_ups(seconds),
+        }
+
+    def _prefill(self, length: int, ceilings: Ceilings, peers: Sequence[Peer]) -> dict[str, Any]:
+        self._progress(f"prefill of {length:,}")
+        engines = {"engine": self._engine.prefill_seconds} | {p.name: p.prefill for p in peers}
+        rounds = max(3, self._options.rounds // 3)
+        seconds = dict(
+            _in_turns(
+                rounds,
+                {
+                    name: lambda prefill=prefill: prefill(length)
+                    for name, prefill in engines.items()
+                },
+            )
+        )
+        rate = 2 * length * self._layer_weights / seconds["engine"]["median"]
+        return {
+            "length": length,
+            "seconds": seconds,
+            "matrix_share": rate / ceilings.matrix,
+            "speed_ups": _speed_ups(seconds),
+        }
+
+
+def measure_ceilings(dtype: str, weight_bytes: int) -> Ceilings:
+    """Measure the machine with as many threads as torch has."""
+    return Ceilings(read_bandwidth(LARGE_BYTES), read_bandwidth(weight_bytes), matrix_peak(dtype))
+
+
+def _in_turns(
+    rounds: int, contenders: dict[str, Callable[[], float]]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    measured: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            measured[name].append(contender())
+    for name, values in measured.items():
+        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+        yield name, {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+
+
+def _speed_ups(seconds: dict[str, dict[str, float]]) -> dict[str, float]:
+    ours = seconds["engine"]["median"]
+    return {name: s["median"] / ours for name, s in seconds.items() if name != "engine"}

@@ -1,0 +1,97 @@
+"""`dijiang bench --ratios`: the engine beside the machine's ceilings and other engines."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dijiang_runtime.models.serving import ServingModel
+
+CONTEXT_SLACK = 256
+TRANSFORMERS_DTYPE = "bfloat16"
+
+
+def bench_ratios(
+    console: "Console",
+    shape: str,
+    dtype: Any,
+    points: tuple[tuple[int, int], ...],
+    prefills: tuple[int, ...],
+    rounds: int,
+    llama_python: Path | None,
+    with_transformers: bool,
+    json_file: Path | None,
+) -> None:
+    """Measure, print, and write what was measured."""
+    import torch
+
+    from dijiang_runtime.bench import peers
+    from dijiang_runtime.bench.facts import shape_config
+    from dijiang_runtime.bench.ratios import RatioBench, RatioOptions, measure_ceilings
+    from dijiang_runtime.models.packed import weight_bytes
+    from dijiang_runtime.models.serving import decoder_of
+    from server.commands.bench import load
+
+    threads = torch.get_num_threads()
+    model: ServingModel = load(None, shape, dtype)
+    torch.set_num_threads(threads)
+    ceilings = measure_ceilings(dtype, weight_bytes(decoder_of(model)))
+    torch.set_num_threads(1)  # As the engine leaves it: the kernels have threads of their own.
+    config = shape_config(shape)
+    furthest = max([position for _, position in points] + list(prefills)) + CONTEXT_SLACK
+    options = RatioOptions(decodes=points, prefills=prefills, rounds=rounds)
+    with ExitStack() as stack, console.status("Starting peers") as status:
+        others = []
+        if llama_python is not None:
+            peer = peers.llama_cpp(llama_python, config, threads, furthest)
+            others.append(stack.enter_context(peer))
+        if with_transformers:
+            peer = peers.transformers(config, threads, furthest, TRANSFORMERS_DTYPE)
+            others.append(stack.enter_context(peer))
+        bench = RatioBench(model, options, lambda text: status.update(f"Measuring {text}"))
+        result = bench.run(ceilings, others)
+    result["model"]["name"] = f"{shape}, random weights"
+    result["machine"]["threads"] = threads
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print_ratios(console, result)
+
+
+def print_ratios(console: "Console", result: dict[str, Any]) -> None:
+    """The tables: medians, and what share of a ceiling or how many times a peer they are."""
+    from rich.table import Table
+
+    machine, ceilings = result["machine"], result["ceilings"]
+    console.print(
+        f"{result['model']['name']}, {result['model']['dtype']}; {machine['threads']} threads, "
+        f"commit {machine['commit']}\n"
+        f"memory {ceilings['memory_bytes_per_second'] / 1e9:.1f} GB/s, an array as large as the "
+        f"weights {ceilings['cached_bytes_per_second'] / 1e9:.1f} GB/s, matrix "
+        f"{ceilings['matrix_operations_per_second'] / 1e9:,.0f} Gop/s",
+        soft_wrap=True,
+    )
+    for kind, keys, shares in (
+        ("decode", ("batch", "position"), ("bandwidth_share", "cached_bandwidth_share", "roofline_share", "bound_by")),
+        ("prefill", ("length",), ("matrix_share",)),
+    ):
+        rows = result[kind]
+        if not rows:
+            continue
+        others = list(rows[0]["speed_ups"])
+        heads = (*keys, "tokens/s", "ms", *(s.replace("_", " ") for s in shares), *others)
+        table = Table(*heads, title=kind.capitalize())
+        for row in rows:
+            seconds = row["seconds"]["engine"]["median"]
+            tokens = row.get("batch", row.get("length"))
+            share_cells = (row[s] if isinstance(row[s], str) else f"{row[s]:.2f}" for s in shares)
+            table.add_row(
+                *(f"{row[key]:,}" for key in keys),
+                f"{tokens / seconds:,.0f}",
+                f"{1e3 * seconds:.3f}",
+                *share_cells,
+                *(f"{row['speed_ups'][o]:.2f}x" for o in others),
+            )
+        console.print(table)
