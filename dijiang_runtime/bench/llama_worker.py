@@ -137,14 +137,14 @@ class Llama:
         return seconds
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def silent(level: int, text: bytes, data: Any) -> None:
     """llama.cpp's log goes nowhere."""
 
 
 def main() -> None:
     shape = json.loads(sys.argv[1])
-    llama_cpp.llama_log_set(silent, None)
+    log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(silent)
+    llama_cpp.llama_log_set(log, None)
     llama_cpp.llama_backend_init()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "parent.gguf")

@@ -47,10 +47,11 @@ class Peer:
         return float(self._read())
 
     def _read(self) -> Any:
-        assert self._process.stdout is not None and self._process.stderr is not None
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            last = (self._process.stderr.read().strip().splitlines() or ["no message"])[-1]
+            _, errors = self._process.communicate()
+            last = (errors.strip().splitlines() or ["no message"])[-1]
             raise PeerError(f"{self.name} broke off: {last}")
         return json.loads(line)
 

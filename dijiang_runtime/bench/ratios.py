@@ -1,8 +1,9 @@
 """The engine beside what the machine can do and beside other engines, in one run, in turns."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dijiang_runtime.bench.ceilings import LARGE_BYTES, matrix_peak, read_bandwidth
@@ -81,15 +82,10 @@ class RatioBench:
             most = 16 if name != "engine" else 1000
             wanted = self._options.turn_seconds / decode(batch, position, 1)
             steps[name] = max(1, min(most, round(wanted)))
-        seconds = dict(
-            _in_turns(
-                self._options.rounds,
-                {
-                    name: lambda name=name, decode=decode: decode(batch, position, steps[name])
-                    for name, decode in engines.items()
-                },
-            )
-        )
+        turns = {
+            name: partial(decode, batch, position, steps[name]) for name, decode in engines.items()
+        }
+        seconds = _in_turns(self._options.rounds, turns)
         num_bytes = self._facts["weight_bytes"] + 2 * batch * self._facts["state_bytes"]
         num_operations = 2 * batch * self._decode_weights
         ours = seconds["engine"]["median"]
@@ -111,15 +107,8 @@ class RatioBench:
         self._progress(f"prefill of {length:,}")
         engines = {"engine": self._engine.prefill_seconds} | {p.name: p.prefill for p in peers}
         rounds = max(3, self._options.rounds // 3)
-        seconds = dict(
-            _in_turns(
-                rounds,
-                {
-                    name: lambda prefill=prefill: prefill(length)
-                    for name, prefill in engines.items()
-                },
-            )
-        )
+        turns = {name: partial(prefill, length) for name, prefill in engines.items()}
+        seconds = _in_turns(rounds, turns)
         rate = 2 * length * self._layer_weights / seconds["engine"]["median"]
         return {
             "length": length,
@@ -135,15 +124,18 @@ def measure_ceilings(dtype: str, weight_bytes: int) -> Ceilings:
 
 
 def _in_turns(
-    rounds: int, contenders: dict[str, Callable[[], float]]
-) -> Iterator[tuple[str, dict[str, float]]]:
+    rounds: int, contenders: Mapping[str, Callable[[], float]]
+) -> dict[str, dict[str, float]]:
     measured: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
             measured[name].append(contender())
-    for name, values in measured.items():
-        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
-        yield name, {"median": median, "lower_quartile": lower, "upper_quartile": upper}
+    return {name: _quartiles(values) for name, values in measured.items()}
+
+
+def _quartiles(seconds: list[float]) -> dict[str, float]:
+    lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
 def _speed_ups(seconds: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -36,7 +36,7 @@ class Parent:
     def prompt(self, length: int) -> None:
         self.cache = DynamicCache(config=self.config)
         ids = torch.arange(length)[None] * 7919 % 50_000
-        for chunk in ids.split(UNIT_BATCH, dim=1):
+        for chunk in torch.split(ids, UNIT_BATCH, dim=1):
             self.model(chunk, past_key_values=self.cache, logits_to_keep=1)
 
     def prefill(self, length: int) -> float:

@@ -74,7 +74,11 @@ def print_ratios(console: "Console", result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     for kind, keys, shares in (
-        ("decode", ("batch", "position"), ("bandwidth_share", "cached_bandwidth_share", "roofline_share", "bound_by")),
+        (
+            "decode",
+            ("batch", "position"),
+            ("bandwidth_share", "cached_bandwidth_share", "roofline_share", "bound_by"),
+        ),
         ("prefill", ("length",), ("matrix_share",)),
     ):
         rows = result[kind]
