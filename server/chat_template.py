@@ -1,7 +1,8 @@
 """From the messages of a chat to the text that the model continues.
 
-The template comes from the model's folder and from nowhere else: a template is a program. A model
-without one is a base model, which continues text; see `DEFAULT_TEMPLATE`.
+A template is a program, so it comes from the model's folder; from a request only where the operator
+trusts whoever may send one. A model without a template is a base model, which continues text; see
+`DEFAULT_TEMPLATE`.
 """
 
 import datetime
@@ -9,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -59,29 +60,53 @@ class PromptOptions:
     continue_final_message: bool = False
     tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    """A request's own template, instead of the model's."""
 
 
 class ChatTemplate:
     """A compiled chat template, and how its result becomes tokens."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Compile the tokenizer's template.
+    def __init__(self, tokenizer: Tokenizer, source: str | None) -> None:
+        """Compile a template; None is a base model's.
 
         Raises:
-            ModelLoadError: it is not valid Jinja.
+            TemplateSyntaxError: it is not valid Jinja.
         """
-        source = tokenizer.chat_template
         self.is_default = source is None
         self.source = source or DEFAULT_TEMPLATE
         self._tokenizer = tokenizer
         # The default template means no special token at all, so none has to be told apart.
         self._special = None if source is None else _special_pattern(tokenizer.special_tokens)
         self._knows_developer = source is not None and "developer" in source
+        self._template = _compile(self.source)
+        self.knows_tools = "tools" in _variables(self.source)
+
+    @classmethod
+    def of_model(cls, tokenizer: Tokenizer) -> Self:
+        """The template in the model's folder.
+
+        Raises:
+            ModelLoadError: it is not valid Jinja.
+        """
         try:
-            self._template = _compile(self.source)
-            self.knows_tools = "tools" in _variables(self.source)
+            return cls(tokenizer, tokenizer.chat_template)
         except TemplateSyntaxError as exc:
             raise ModelLoadError(f"The model's chat template is not valid Jinja: {exc}.") from exc
+
+    @classmethod
+    def of_request(cls, tokenizer: Tokenizer, source: str) -> Self:
+        """A template that a client has sent.
+
+        Raises:
+            InvalidRequestError: it is not valid Jinja.
+        """
+        try:
+            return cls(tokenizer, source)
+        except TemplateSyntaxError as exc:
+            raise InvalidRequestError(
+                f"chat_template is not valid Jinja: {exc}.", param="chat_template"
+            ) from exc
 
     def encode(
         self,
@@ -117,7 +142,7 @@ class ChatTemplate:
     ) -> list[PromptPart]:
         """The prompt's text, cut where a user spelled a special token."""
         if not self.knows_tools:
-            _check_without_tools(messages)
+            _check_without_tools(messages, options)
         mark, end = _free_marks(messages, options)
         prepared = [self._prepared(message, mark) for message in messages]
         if options.continue_final_message:
@@ -138,11 +163,11 @@ class ChatTemplate:
             )
         except TemplateError as exc:
             raise InvalidRequestError(
-                f"The model's chat template refuses these messages: {exc}", param="messages"
+                f"The chat template refuses these messages: {exc}", param="messages"
             ) from exc
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as exc:
             raise InvalidRequestError(
-                "The model's chat template cannot render these messages.", param="messages"
+                "The chat template cannot render these messages.", param="messages"
             ) from exc
         if options.continue_final_message:
             text = _before(end, text)
@@ -173,13 +198,17 @@ class ChatTemplate:
         return "" if token_id is None else self._tokenizer.id_to_token(token_id) or ""
 
 
-def _check_without_tools(messages: Sequence[Message]) -> None:
-    """Raise `InvalidRequestError` for calls and their results, which such a template leaves out."""
+def _check_without_tools(messages: Sequence[Message], options: PromptOptions) -> None:
+    """Raise for tools, calls and their results, which such a template leaves out."""
+    if options.tools:
+        raise UnsupportedParameterError(
+            "tools cannot be used: this chat template does not know them.", param="tools"
+        )
     for i, message in enumerate(messages):
         name = "role" if message["role"] == "tool" else "tool_calls"
         if name == "role" or "tool_calls" in message:
             raise UnsupportedParameterError(
-                f"messages[{i}].{name} cannot be used: this model's chat template does not know "
+                f"messages[{i}].{name} cannot be used: this chat template does not know "
                 "tools. Tell what a tool said in a user's message.",
                 param=f"messages[{i}].{name}",
             )
@@ -202,7 +231,7 @@ def _before(end: str, text: str) -> str:
     head, found, _ = text.rpartition(end)
     if not found:
         raise InvalidRequestError(
-            "The model's chat template does not write the last message as it was sent, so that "
+            "The chat template does not write the last message as it was sent, so that "
             "nothing can go on with it.",
             param="continue_final_message",
         )

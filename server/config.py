@@ -79,6 +79,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "hermes", "llama3_json", "mistral", "none"],
         Meta(description="How the model writes tool calls; auto tells it by the chat template."),
     ] = "auto"
+    trust_request_chat_template: Annotated[
+        bool,
+        Meta(
+            description="Take chat templates from requests. They are programs: only where all "
+            "clients are trusted."
+        ),
+    ] = False
     max_messages: Annotated[int, Meta(ge=1, description="Most messages of a chat.")] = 1024
     max_requests_per_key: Annotated[
         int,

@@ -43,7 +43,7 @@ class ServedModel:
             ModelLoadError: the tokenizer, its template or the generation defaults are not usable.
         """
         tokenizer = Tokenizer.load(folder)
-        template = ChatTemplate(tokenizer)
+        template = ChatTemplate.of_model(tokenizer)
         form = FORMATS.get(tool_call_parser)
         if tool_call_parser == DETECT_PARSER:
             form = detect_format(template.source)

@@ -23,6 +23,8 @@ from server.protocol.tools import (
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
+MAX_TEMPLATE_CHARS = 65_536
+
 ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 # What would make a message more than its text.
@@ -116,7 +118,9 @@ class TemplateFields(RequestModel):
     continue_final_message: bool | None = None
     """End the prompt inside the last message, so that the answer goes on with it."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables for the model's chat template."""
+    """Variables for the chat template."""
+    chat_template: Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARS)] | None = None
+    """Instead of the model's; see `--trust-request-chat-template`."""
 
     def prompt_options(self) -> PromptOptions:
         """What the template is told beside the messages."""
@@ -140,6 +144,7 @@ class TemplateFields(RequestModel):
             ),
             continue_final_message=bool(self.continue_final_message),
             variables=variables,
+            template=self.chat_template,
         )
 
 

@@ -14,8 +14,9 @@ from dijiang_runtime.request import (
 )
 from dijiang_runtime.tokenizer import LONG_TEXT
 from server.bad_words import tokenize_words
-from server.chat_template import PromptOptions
+from server.chat_template import ChatTemplate, PromptOptions
 from server.context import ContextDep, ServerContext
+from server.errors import UnsupportedParameterError
 from server.generation import Generation, make_requests
 from server.protocol.chat import (
     ChatCompletion,
@@ -104,14 +105,15 @@ async def read_prompt(
 async def read_messages(
     messages: list[ChatMessage], options: PromptOptions, context: ServerContext
 ) -> list[int]:
-    """A conversation's tokens, through the model's chat template."""
+    """A conversation's tokens, through the chat template."""
+    template = await read_template(options.template, context)
     conversation = plain_messages(messages, max_messages=context.config.max_messages)
     num_chars = sum(len(message["content"]) for message in conversation)
     max_chars = MAX_CHARS_PER_TOKEN * context.engine.info.max_model_len
     token_ids = await off_loop(
         # Tools and calls are no text of which the length is known.
         LONG_TEXT if options.tools else num_chars,
-        context.model.template.encode,
+        template.encode,
         conversation,
         options,
         max_chars=max_chars,
@@ -119,6 +121,19 @@ async def read_messages(
     if not token_ids:
         raise InvalidRequestError("messages must not be without text.", param="messages")
     return token_ids
+
+
+async def read_template(source: str | None, context: ServerContext) -> ChatTemplate:
+    """The model's chat template, or the one that a request brings, where that is allowed."""
+    if source is None:
+        return context.model.template
+    if not context.config.trust_request_chat_template:
+        raise UnsupportedParameterError(
+            "chat_template is not taken from requests: a template is a program. The operator "
+            "allows it with --trust-request-chat-template.",
+            param="chat_template",
+        )
+    return await off_loop(LONG_TEXT, ChatTemplate.of_request, context.model.tokenizer, source)
 
 
 def sampling_params(

@@ -22,7 +22,7 @@ def template_of(folder: Path, source: str | None, tmp_path: Path) -> ChatTemplat
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     if source is not None:
         (tmp_path / "chat_template.jinja").write_text(source)
-    return ChatTemplate(Tokenizer.load(tmp_path))
+    return ChatTemplate.of_model(Tokenizer.load(tmp_path))
 
 
 def encode(template: ChatTemplate, *contents: str, role: str = "user") -> list[int]:
