@@ -49,6 +49,7 @@ export class TokenCutter {
     }
     const pieces = [];
     while (this.#text && this.#waiting.length) {
+      this.#skipUnwritten();
       const [part, token] = this.#waiting[0];
       if (!this.#text.startsWith(part)) break;
       pieces.push([part, token]);
@@ -62,6 +63,13 @@ export class TokenCutter {
       this.#waiting = [];
     }
     return pieces;
+  }
+
+  /** Special tokens have a probability, but the text leaves them out. */
+  #skipUnwritten() {
+    const fits = ([part]) => this.#text.startsWith(part) || part.startsWith(this.#text);
+    const next = this.#waiting.findIndex(fits);
+    if (next > 0) this.#waiting.splice(0, next);
   }
 
   /** What is left when the answer is over. */

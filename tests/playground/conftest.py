@@ -34,7 +34,7 @@ def find_chromium() -> str | None:
 def server(endless_model: Path) -> Iterator[ServerProcess]:
     """A server with a key, for all tests of a module that leave it as they found it."""
     env = {"DIJIANG_API_KEYS": KEY}
-    with ServerProcess(endless_model, "--max-slots=8", "--dtype=float32", env=env) as process:
+    with ServerProcess(endless_model, "--max-slots=8", env=env) as process:
         process.wait_ready()
         yield process
 

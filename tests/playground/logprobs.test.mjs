@@ -48,6 +48,15 @@ test("a stop cuts the last token short", () => {
   assert.deepEqual(texts(cutter.finish()), [["wo", "world"]]);
 });
 
+test("a special token that the text leaves out does not shift those behind it", () => {
+  const cutter = new TokenCutter();
+  const pieces = cutter.push("he", [token("<|endoftext|>"), token("he")]);
+  assert.deepEqual(texts(pieces), [["he", "he"]]);
+  assert.deepEqual(texts(cutter.push("", [token("<|endoftext|>")])), []);
+  assert.deepEqual(texts(cutter.push(" end", [token(" end")])), [[" end", " end"]]);
+  assert.deepEqual(cutter.finish(), []);
+});
+
 test("text that fits no token is shown all the same", () => {
   const cutter = new TokenCutter();
   assert.deepEqual(texts(cutter.push("abc", [token("x")])), [["abc", null]]);

@@ -119,7 +119,9 @@ def test_a_token_tells_what_else_it_might_have_been(page: Page, mode: str) -> No
     tokens.nth(3).hover()
     tip = page.get_by_role("tooltip")
     rows = tip.locator("tr").all_text_contents()
-    assert len(rows) in (5, 6) and all(re.search(r"(\d|<0\.1)%$", row) for row in rows)
+    # Fewer than five are those of the completions endpoint, some of which are spelled alike.
+    assert (3 if mode == "completion" else 5) <= len(rows) <= 6
+    assert all(re.search(r"(\d|<0\.1)%$", row) for row in rows)
     assert tip.locator(".chosen").count() == 1
     # By the keyboard: one stop for the whole answer, arrows inside it.
     tokens.first.focus()
