@@ -4,11 +4,11 @@ Every contender is a decode step of as many sequences. In one all are plain; in 
 for something. What such a step takes longer, every sequence in it waits longer for its token.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
-from dijiang_runtime.bench.timing import alternate
 from dijiang_runtime.engine.grammar import GrammarState
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.sampler import Sampler
@@ -21,10 +21,16 @@ from dijiang_runtime.request import Grammar, GrammarKind, Request, SamplingParam
 from dijiang_runtime.tokenizer import Tokenizer
 
 PLAIN = "plain"
+SHARP = 0.1
+"""Random weights find nearly all tokens about equally likely. At this temperature few are."""
+
+PAIRS_PER_ROUND = 8
 KINDS: Mapping[str, SamplingParams] = {
     "temperature": SamplingParams(),
-    "top_p 0.9": SamplingParams(top_p=0.9),
     "top_k 40": SamplingParams(top_k=40),
+    "top_p 0.9": SamplingParams(top_p=0.9, temperature=SHARP),
+    "top_p 0.9, flat": SamplingParams(top_p=0.9),
+    "logit bias": SamplingParams(temperature=0.0, logit_bias=dict.fromkeys(range(100), 1.0)),
     "penalties": SamplingParams(temperature=0.0, repetition_penalty=1.1),
     "5 logprobs": SamplingParams(temperature=0.0, logprobs=5),
     "JSON schema": SamplingParams(temperature=0.0),
@@ -51,22 +57,25 @@ class NeighboursBench:
         self._compiler = GrammarCompiler(tokenizer, model.config.vocab_size, eos)
 
     def run(self, rounds: int) -> list[dict[str, Any]]:
-        """For each kind, with one such row and with half of them: seconds of a step, and what it
-        takes longer than a step of plain rows alone, as a share of that.
+        """For each kind, with one such row and with a quarter of them: seconds of a step, and what
+        it takes longer than a step of plain rows alone, as a share of that.
 
-        Plain rows are measured beside themselves as well: what that gives is the noise.
+        A step is compared with the plain one right before or after it, and the share is the median
+        of these. Plain rows are compared with plain rows as well: what that gives is the noise.
         """
-        contenders = {(PLAIN, 0): self._step(PLAIN, 0)}
-        for kind in (PLAIN, *KINDS):
-            for num in (1, self._batch // 2):
-                contenders[kind, num] = self._step(kind, num)
-        timings = alternate(contenders, rounds=rounds)
-        plain = timings[PLAIN, 0].median
-        return [
-            {"kind": kind, "rows": num, "seconds": asdict(timing)}
-            | {"cost": timing.median / plain - 1}
-            for (kind, num), timing in timings.items()
-        ]
+        plain = self._step(PLAIN, 0)
+        steps = {
+            (kind, num): self._step(kind, num)
+            for kind in (PLAIN, *KINDS)
+            for num in (1, self._batch // 4)
+        }
+        found: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in steps}
+        for step in (plain, *steps.values()):
+            step()
+        for pair in range(rounds * PAIRS_PER_ROUND):
+            for key, step in steps.items():
+                found[key].append(_time_pair(plain, step, swap=bool(pair % 2)))
+        return [_summary(*key, pairs) for key, pairs in found.items()]
 
     def _step(self, kind: str, num: int) -> Callable[[], object]:
         kinds = [kind] * num + [PLAIN] * (self._batch - num)
@@ -91,3 +100,32 @@ class NeighboursBench:
             for token_id in self._answer:
                 sequence.matcher.advance(token_id)
         return sequence
+
+
+def _time_pair(
+    plain: Callable[[], object], other: Callable[[], object], *, swap: bool
+) -> tuple[float, float]:
+    """Seconds of both, which run one after the other; `other` first if they are to be swapped."""
+    if swap:
+        seconds = _time(other)
+        return _time(plain), seconds
+    return _time(plain), _time(other)
+
+
+def _time(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def _summary(kind: str, num: int, pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    costs = [other / plain - 1 for plain, other in pairs]
+    lower, median, upper = statistics.quantiles(costs, n=4, method="inclusive")
+    return {
+        "kind": kind,
+        "rows": num,
+        "seconds": statistics.median(other for _, other in pairs),
+        "plain_seconds": statistics.median(plain for plain, _ in pairs),
+        "cost": {"median": median, "lower_quartile": lower, "upper_quartile": upper},
+        "num_pairs": len(pairs),
+    }

@@ -35,16 +35,25 @@ def bench_neighbours(
     if json_file is not None:
         result = {**facts, "batch": BATCH, "steps": steps}
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    table = Table("rows", "of them", "ms a step", "quartiles, ms", "longer by", title="Neighbours")
+    title = f"Beside plain rows, {BATCH} in all, {steps[0]['num_pairs']} pairs"
+    table = Table("rows", "of them", "plain, ms", "with them, ms", "longer by", title=title)
+    table.add_column("quartiles")
     for column in table.columns[1:]:
         column.justify = "right"
     for step in steps:
-        seconds = step["seconds"]
+        cost = step["cost"]
         table.add_row(
             step["kind"],
-            f"{step['rows'] or BATCH} of {BATCH}",
-            f"{1e3 * seconds['median']:.3f}",
-            f"{1e3 * seconds['lower_quartile']:.3f} - {1e3 * seconds['upper_quartile']:.3f}",
-            f"{step['cost']:+.1%}" if step["rows"] else "",
+            str(step["rows"]),
+            f"{1e3 * step['plain_seconds']:.3f}",
+            f"{1e3 * step['seconds']:.3f}",
+            f"{cost['median']:+.1%}",
+            f"{cost['lower_quartile']:+.1%} to {cost['upper_quartile']:+.1%}",
         )
+    machine = facts["machine"]
+    console.print(
+        f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, "
+        f"commit {machine['commit']}",
+        soft_wrap=True,
+    )
     console.print(table)
