@@ -157,6 +157,11 @@ chart-test: $(CHART_READY) ## Test the Helm chart, the alerts and the Dockerfile
 ray-test: $(RAY_READY) ## Test the Ray Serve application with two replicas, in an environment of its own
 	$(RAY_BIN)/python -m pytest tests/deploy/test_ray.py -m slow $(ARGS)
 
+.PHONY: test-harness
+test-harness: $(TEST_READY) ## Run lm-evaluation-harness on our models, which it installs
+	@$(INSTALL) --no-build-isolation -e '.[train,harness]'
+	$(BIN)/python -m pytest tests/models/test_harness.py $(ARGS)
+
 .PHONY: clients-test
 clients-test: $(RUNTIME_READY) $(CLIENTS_READY) ## Run other people's clients against a server. Needs Node.js 20
 	$(CLIENTS_VENV)/bin/python -m pytest -c $(CLIENTS)/pytest.ini $(CLIENTS) $(ARGS)
