@@ -36,7 +36,7 @@ def bench_neighbours(
         result = {**facts, "batch": BATCH, "steps": steps}
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     title = f"Beside plain rows, {BATCH} in all, {steps[0]['num_pairs']} pairs"
-    table = Table("rows", "of them", "plain, ms", "with them, ms", "longer by", title=title)
+    table = Table("rows", f"of {BATCH}", "plain, ms", "ms", "longer by", title=title)
     table.add_column("quartiles")
     for column in table.columns[1:]:
         column.justify = "right"
