@@ -1,6 +1,7 @@
 """transformers as a peer: the vanilla parent with random weights and its dynamic cache.
 
-Speaks like `llama_worker.py`. What is timed is `generate`, greedy, from a cache that holds the prompt.
+Speaks like `llama_worker.py`. What is timed is `generate`, greedy, from a cache that has
+the prompt.
 """
 
 import json

@@ -60,8 +60,9 @@ def bench(
         typer.Option(help="With --ratios: a Python that has llama-cpp-python and gguf."),
     ] = None,
     transformers: Annotated[
-        bool, typer.Option("--transformers", help="With --ratios: transformers is a peer.")
-    ] = False,
+        list[str] | None,
+        typer.Option(help="With --ratios: transformers in this dtype is a peer. Repeatable."),
+    ] = None,
     point: Annotated[
         list[str] | None,
         typer.Option(help="With --ratios: batch@position of a decode. Repeatable."),
@@ -84,7 +85,7 @@ def bench(
 
         dijiang bench ./model
 
-        dijiang bench --ratios --transformers --point 1@128 --point 32@8192 --prompt 2048
+        dijiang bench --ratios --transformers float32 --point 1@128 --point 32@8192
     """
     from rich.console import Console
 
@@ -114,7 +115,7 @@ def bench(
                 lengths,
                 rounds,
                 llama_python,
-                transformers,
+                transformers_dtypes(transformers),
                 json_file,
             )
             return
@@ -129,6 +130,13 @@ def bench(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_result(console, result)
+
+
+def transformers_dtypes(given: list[str] | None) -> tuple[str, ...]:
+    for dtype in given or ():
+        if dtype not in ("float32", "bfloat16", "float16"):
+            fail(f"--transformers {dtype!r} is none of float32, bfloat16, float16.", exit_code=2)
+    return tuple(given or ())
 
 
 def parse_point(text: str) -> tuple[int, int]:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from dijiang_runtime.models.serving import ServingModel
 
 CONTEXT_SLACK = 256
-TRANSFORMERS_DTYPE = "bfloat16"
 
 
 def bench_ratios(
@@ -22,7 +21,7 @@ def bench_ratios(
     prefills: tuple[int, ...],
     rounds: int,
     llama_python: Path | None,
-    with_transformers: bool,
+    transformers_dtypes: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
     """Measure, print, and write what was measured."""
@@ -48,8 +47,8 @@ def bench_ratios(
         if llama_python is not None:
             peer = peers.llama_cpp(llama_python, config, threads, furthest)
             others.append(stack.enter_context(peer))
-        if with_transformers:
-            peer = peers.transformers(config, threads, furthest, TRANSFORMERS_DTYPE)
+        for peer_dtype in transformers_dtypes:
+            peer = peers.transformers(config, threads, furthest, peer_dtype)
             others.append(stack.enter_context(peer))
         bench = RatioBench(model, options, lambda text: status.update(f"Measuring {text}"))
         result = bench.run(ceilings, others)
