@@ -20,6 +20,14 @@ struct Projected {
     void spoil(int64_t row) const { __atomic_store_n(finite + row, 0, __ATOMIC_RELAXED); }
 };
 
+// The state of one head: for each feature the sums of the values, [m, head_dim], which are whole cache
+// lines for most sizes of a head; then, where the read-out is normalised, the masses of the features,
+// [m], which are the sums of a value that is always 1.
+template <class Number>
+static inline Number *masses_of(const Decoder &d, Number *state) {
+    return state + d.num_features * d.head_dim;
+}
+
 // Memory of one thread.
 struct HeadScratch {
     float *projected;          // [C, padded projection columns]
@@ -31,10 +39,10 @@ struct HeadScratch {
 
     HeadScratch(Arena &w, const Decoder &d) {
         const int64_t e = whole_vectors(d.value_dim), m = d.num_features;
-        // A decode has the queries of one group in place of the tokens of a chunk.
+        // A decode has the read-outs of one group in place of the tokens of a chunk.
         const int64_t rows = d.num_heads > kChunk ? d.num_heads : kChunk;
         projected = w.take<float>(kChunk * whole_vectors(d.projection_columns));
-        query = w.take<float>(rows * m);
+        query = w.take<float>(kChunk * m);
         key = w.take<float>(kChunk * m);
         key_transposed = w.take<float>(m * kChunk);
         value = w.take<float>(kChunk * e);
@@ -44,17 +52,16 @@ struct HeadScratch {
     }
 };
 
-// The read-out of one query head as the layer passes it on. `o` is [value_dim].
-static inline void finish_readout(const Decoder &d, const float *o, float *y) {
-    if (d.value_dim == d.head_dim) {
+// The read-out of one query head as the layer passes it on: o [head_dim], divided by the mass.
+static inline void finish_readout(const Decoder &d, const float *o, const float *mass, float *y) {
+    if (mass == nullptr) {
         for_lanes(d.head_dim, [&](int64_t i, int64_t n) { store_some(y + i, n, load_some(o + i, n)); });
         return;
     }
-    // The last column is the accumulated feature mass. The bound only guards against underflow;
-    // a mass that is NaN stays NaN.
-    const float mass = o[d.head_dim] < 1e-30f ? 1e-30f : o[d.head_dim];
+    // The bound only guards against underflow; a mass that is NaN stays NaN.
+    const Vec whole = broadcast(*mass < 1e-30f ? 1e-30f : *mass);
     for_lanes(d.head_dim, [&](int64_t i, int64_t n) {
-        store_some(y + i, n, div(load_some(o + i, n), broadcast(mass)));
+        store_some(y + i, n, div(load_some(o + i, n), whole));
     });
 }
 
@@ -79,28 +86,58 @@ static inline void prepare_head(const Decoder &d, const float *angles, float sca
     if (d.rotary_dim > 0) rotate(d, angles, head);
 }
 
-static void attend_decode(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
-                          int64_t head, const float *state, float *next, bool streamed,
-                          const HeadScratch &s) {
-    const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim;
-    const float *angles = p.angles + row * d.rotary_dim;
+// Features of all decodes: query [kv_heads, decodes, group, m], key [kv_heads, decodes, m].
+struct DecodeFeatures {
+    float *query, *key;
+
+    DecodeFeatures(Arena &a, const Decoder &d, int64_t num_decodes)
+        : query(a.take<float>(num_decodes * d.num_heads * d.num_features)),
+          key(a.take<float>(num_decodes * d.num_kv_heads * d.num_features)) {}
+};
+
+// Decodes whose features are computed together share what they load of a head's projection.
+constexpr int64_t kFeatureRows = 8;
+
+// The features of decodes first ... end - 1, at most kFeatureRows of num_decodes, for one head.
+static void prepare_decodes(const Decoder &d, const Layer &layer, const Projected &p, int64_t first,
+                            int64_t end, int64_t num_decodes, int64_t head,
+                            const DecodeFeatures &to, const HeadScratch &s) {
+    const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
     const float *projection = projection_of(d, layer, head);
-    float *q = p.q + row * d.query_size() + head * group * dim;
-    float *k = p.k + row * d.value_size() + head * dim;
+    const auto prepare = [&](float *heads, int64_t stride, float scale, float *out, int64_t out_stride) {
+        for (int64_t row = first; row < end; ++row) {
+            prepare_head(d, p.angles + row * d.rotary_dim, scale, heads + row * stride);
+        }
+        features(d, projection, heads + first * stride, stride, end - first, s.projected, out,
+                 out_stride);
+    };
+    const int64_t place = head * num_decodes + first;
     for (int64_t g = 0; g < group; ++g) {
-        prepare_head(d, angles, static_cast<float>(d.query_scale), q + g * dim);
-        features(d, projection, q + g * dim, dim, 1, s.projected, s.query + g * d.num_features);
+        prepare(p.q + (head * group + g) * dim, d.query_size(), static_cast<float>(d.query_scale),
+                to.query + (place * group + g) * m, group * m);
     }
-    prepare_head(d, angles, 1.0f, k);
-    features(d, projection, k, dim, 1, s.projected, s.key);
-    extend_value(d, p.v + row * d.value_size() + head * dim, s.value);
+    prepare(p.k + head * dim, d.value_size(), 1.0f, to.key + place * m, m);
+}
+
+// One head of one decode, whose features are ready.
+static void step_decode(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
+                        int64_t num_decodes, int64_t head, const DecodeFeatures &from,
+                        const float *state, float *next, bool streamed, const HeadScratch &s) {
+    const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
+    const int64_t place = head * num_decodes + row;
     const float decay = layer.powers[head * (kChunk + 1) + 1];
-    const HeadInput in{s.query, s.key, s.value, decay, group, d.num_features, d.value_dim};
-    step_head(state, next, in, s.out, streamed ? s.state : nullptr);
-    // It sums over the whole of the next state, so it is finite only if the state is.
-    if (!is_finite(s.out, group * d.value_dim)) p.spoil(row);
+    const HeadInput in{from.query + place * group * m, from.key + place * m,
+                       p.v + row * d.value_size() + head * dim, decay, group, m, dim};
+    float *out = s.out, *mass = s.out + group * dim;
+    step_head(state, next, in, out, streamed);
+    const bool is_normalised = d.value_dim > dim;
+    if (is_normalised) step_mass(masses_of(d, state), masses_of(d, next), in, mass);
+    // They sum over the whole of the next state, so they are finite only if the state is.
+    if (!is_finite(out, group * d.value_dim)) p.spoil(row);
     float *y = p.y + row * d.query_size() + head * group * dim;
-    for (int64_t g = 0; g < group; ++g) finish_readout(d, s.out + g * d.value_dim, y + g * dim);
+    for (int64_t g = 0; g < group; ++g) {
+        finish_readout(d, out + g * dim, is_normalised ? mass + g : nullptr, y + g * dim);
+    }
 }
 
 static inline void scale_in_place(float *x, int64_t n, float factor) {
@@ -135,7 +172,7 @@ static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &
         prepare_head(d, p.angles + (row + i) * d.rotary_dim, 1.0f, k + i * d.value_size());
         extend_value(d, p.v + (row + i) * d.value_size() + head * dim, s.value + i * e);
     }
-    features(d, projection, k, d.value_size(), length, s.projected, s.key);
+    features(d, projection, k, d.value_size(), length, s.projected, s.key, m);
     for (int64_t f = 0; f < m; ++f) {
         for (int64_t i = 0; i < c; ++i) {
             s.key_transposed[f * c + i] = i < length ? s.key[i * m + f] : 0.0f;
@@ -148,11 +185,13 @@ static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &
             prepare_head(d, p.angles + (row + i) * d.rotary_dim, static_cast<float>(d.query_scale),
                          q + i * d.query_size());
         }
-        features(d, projection, q, d.query_size(), length, s.projected, s.query);
+        features(d, projection, q, d.query_size(), length, s.projected, s.query, m);
         read_chunk(d, powers, length, s);
         for (int64_t i = 0; i < length; ++i) {
             if (!is_finite(s.out + i * e, e)) p.spoil(row + i);
-            finish_readout(d, s.out + i * e, p.y + (row + i) * d.query_size() + offset);
+            const float *o = s.out + i * e;
+            finish_readout(d, o, d.value_dim > dim ? o + dim : nullptr,
+                           p.y + (row + i) * d.query_size() + offset);
         }
     }
     for (int64_t f = 0; f < m; ++f) {
@@ -165,16 +204,22 @@ static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &
 static void attend_segment(const Decoder &d, const Layer &layer, const Projected &p,
                            const Segment &segment, int64_t head, const float *state, float *next,
                            const HeadScratch &s) {
-    const int64_t e = whole_vectors(d.value_dim), v = d.value_dim;
-    for (int64_t f = 0; f < d.num_features; ++f) {
-        for (int64_t i = 0; i < e; ++i) s.state[f * e + i] = i < v ? state[f * v + i] : 0.0f;
+    const int64_t e = whole_vectors(d.value_dim), m = d.num_features, dim = d.head_dim;
+    const bool is_normalised = d.value_dim > dim;
+    for (int64_t f = 0; f < m; ++f) {
+        float *row = s.state + f * e;
+        std::memset(row, 0, sizeof(float) * e);
+        std::memcpy(row, state + f * dim, sizeof(float) * dim);
+        if (is_normalised) row[dim] = masses_of(d, state)[f];
     }
     for (int64_t start = 0; start < segment.length; start += kChunk) {
         const int64_t left = segment.length - start;
         attend_chunk(d, layer, p, segment.start + start, left < kChunk ? left : kChunk, head, s);
     }
-    for (int64_t f = 0; f < d.num_features; ++f) {
-        for (int64_t i = 0; i < v; ++i) next[f * v + i] = s.state[f * e + i];
+    for (int64_t f = 0; f < m; ++f) {
+        const float *row = s.state + f * e;
+        std::memcpy(next + f * dim, row, sizeof(float) * dim);
+        if (is_normalised) masses_of(d, next)[f] = row[dim];
     }
-    if (!is_finite(s.state, d.num_features * e)) p.spoil(segment.start);
+    if (!is_finite(s.state, m * e)) p.spoil(segment.start);
 }

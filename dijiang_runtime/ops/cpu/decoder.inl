@@ -11,10 +11,12 @@ constexpr int64_t kStreamedBytes = 8 << 20;
 struct StepMemory {
     EncodedRows input, mlp_input, inner;
     float *q, *k, *v, *gate, *y, *up, *mlp_gate, *attended, *mlp, *angles, *normed;
+    DecodeFeatures features;
     char *scratch;
     int64_t scratch_bytes;  // Of one thread.
 
-    StepMemory(Arena &a, const Decoder &d, int64_t rows, int threads) {
+    StepMemory(Arena &a, const Decoder &d, int64_t rows, int64_t num_decodes, int threads)
+        : features(a, d, num_decodes) {
         const int64_t widest = d.hidden_size > d.query_size() ? d.hidden_size : d.query_size();
         input = take_rows(a, rows, widest);
         mlp_input = take_rows(a, rows, d.hidden_size);
@@ -41,8 +43,8 @@ struct Product {
 template <class Format>
 class Step {
 public:
-    Step(Team &team, const Decoder &d, const Batch &b, const StepMemory &memory)
-        : team_(team), d_(d), b_(b), m_(memory) {}
+    Step(Team &team, const Decoder &d, const Batch &b, const StepMemory &memory, bool streamed)
+        : team_(team), d_(d), b_(b), m_(memory), streamed_(streamed) {}
 
     void run() {
         each_row([&](int64_t row) {
@@ -146,26 +148,44 @@ private:
     }
 
     void attend(const Layer &layer) {
-        const Projected projected{m_.q, m_.k, m_.v, m_.angles, m_.y, b_.finite};
+        const Projected p{m_.q, m_.k, m_.v, m_.angles, m_.y, b_.finite};
         const int64_t heads = d_.num_kv_heads, head_size = d_.num_features * d_.value_dim;
+        const int64_t decodes = b_.num_decodes;
+        const int64_t blocks = (decodes + kFeatureRows - 1) / kFeatureRows;
         float *states = b_.states + (&layer - d_.layers) * b_.layer_stride;
-        const int64_t num_sequences = b_.num_decodes + b_.num_segments;
-        const int64_t num_states = 2 * b_.num_decodes * heads * d_.num_layers;
-        const bool streamed = num_states * head_size * int64_t{sizeof(float)} > kStreamedBytes;
-        team_.for_each(num_sequences * heads, [&](int64_t task, int member) {
-            Arena own(m_.scratch + member * m_.scratch_bytes);
-            const HeadScratch scratch(own, d_);
+        const auto state_of = [&](int64_t r, int64_t head) {
+            return states + (r * heads + head) * head_size;
+        };
+        const auto prepare = [&](int64_t block, int64_t head, const HeadScratch &scratch) {
+            const int64_t first = block * kFeatureRows, end = first + kFeatureRows;
+            prepare_decodes(d_, layer, p, first, end < decodes ? end : decodes, decodes, head,
+                            m_.features, scratch);
+        };
+        const auto step = [&](int64_t row, int64_t head, const HeadScratch &scratch) {
+            step_decode(d_, layer, p, row, decodes, head, m_.features, state_of(b_.source[row], head),
+                        state_of(b_.target[row], head), streamed_, scratch);
+        };
+        team_.for_each((blocks + b_.num_segments) * heads, [&](int64_t task, int member) {
+            const HeadScratch scratch = scratch_of(member);
             const int64_t i = task / heads, head = task % heads;
-            const auto state_of = [&](int64_t r) { return states + (r * heads + head) * head_size; };
-            if (i < b_.num_decodes) {
-                attend_decode(d_, layer, projected, i, head, state_of(b_.source[i]),
-                              state_of(b_.target[i]), streamed, scratch);
+            if (i < blocks) {
+                prepare(i, head, scratch);
+                const int64_t end = (i + 1) * kFeatureRows;
+                for (int64_t row = i * kFeatureRows; row < (end < decodes ? end : decodes); ++row) {
+                    step(row, head, scratch);
+                }
+                fence();
             } else {
-                const Segment &segment = b_.segments[i - b_.num_decodes];
-                attend_segment(d_, layer, projected, segment, head, state_of(segment.source),
-                               state_of(segment.target), scratch);
+                const Segment &segment = b_.segments[i - blocks];
+                attend_segment(d_, layer, p, segment, head, state_of(segment.source, head),
+                               state_of(segment.target, head), scratch);
             }
         });
+    }
+
+    HeadScratch scratch_of(int member) const {
+        Arena own(m_.scratch + member * m_.scratch_bytes);
+        return HeadScratch(own, d_);
     }
 
     void gate_read_out(const Layer &layer, int64_t row) {
@@ -211,12 +231,15 @@ private:
     const Decoder &d_;
     const Batch &b_;
     const StepMemory &m_;
+    const bool streamed_;
 };
 
 static void forward(Team &team, Workspace &workspace, const Decoder &d, const Batch &b) {
+    const int64_t numbers = d.num_layers * d.num_kv_heads * d.num_features * d.value_dim;
+    const bool streamed = 2 * b.num_decodes * numbers * int64_t{sizeof(float)} > kStreamedBytes;
     const StepMemory memory = workspace.lay_out(
-        [&](Arena &a) { return StepMemory(a, d, b.num_rows, team.size()); });
+        [&](Arena &a) { return StepMemory(a, d, b.num_rows, b.num_decodes, team.size()); });
     with_format(d.format, [&](auto format) {
-        Step<decltype(format)>(team, d, b, memory).run();
+        Step<decltype(format)>(team, d, b, memory, streamed).run();
     });
 }

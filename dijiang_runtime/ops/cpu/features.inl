@@ -93,17 +93,17 @@ static inline void softmax(const float *x, int64_t n, float sign, float *out) {
     });
 }
 
-// Features [rows, num_features] of heads [rows, head_dim] that are `stride` apart. `scratch` holds
-// [rows, padded projection columns].
+// Features [rows, num_features], `out_stride` apart, of heads [rows, head_dim] that are `stride`
+// apart. `scratch` holds [rows, padded projection columns].
 static void features(const Decoder &d, const float *projection, const float *head, int64_t stride,
-                     int64_t rows, float *scratch, float *out) {
+                     int64_t rows, float *scratch, float *out, int64_t out_stride) {
     const int64_t columns = d.projection_columns;
     const int64_t padded = (columns + kLanes - 1) / kLanes * kLanes;
     small_product({head, stride, 1}, rows, projection, padded, d.head_dim, scratch, padded, padded);
     for (int64_t r = 0; r < rows; ++r) {
-        softmax(scratch + r * padded, columns, 1.0f, out + r * d.num_features);
+        softmax(scratch + r * padded, columns, 1.0f, out + r * out_stride);
         if (d.negated_half) {
-            softmax(scratch + r * padded, columns, -1.0f, out + r * d.num_features + columns);
+            softmax(scratch + r * padded, columns, -1.0f, out + r * out_stride + columns);
         }
     }
 }

@@ -10,8 +10,9 @@ constexpr int64_t kStepVectors = 8;  // Vectors of a value whose read-out stays 
 constexpr int64_t kRowsAhead = 32;   // The processor itself fetches no more than one page ahead.
 
 // Some rows of the columns of one head: at most Vectors vectors, the last of `last` numbers. The
-// read-out of these rows is added to `out`.
-template <int Vectors>
+// read-out of these rows is added to `out`. Streamed, the next state goes past the caches, which
+// saves reading what it overwrites; its rows are then whole cache lines. The bits are the same.
+template <bool Streamed, int Vectors>
 static inline void step_columns(const float *state, float *next, const float *query,
                                 const float *key, const float *value, float decay, float *out,
                                 int64_t rows, int64_t value_dim, int64_t last) {
@@ -29,7 +30,11 @@ static inline void step_columns(const float *state, float *next, const float *qu
             const int64_t count = i < full ? kLanes : last;
             const Vec old = load_some(state + kLanes * i, count);
             const Vec now = fma(k, v[i], mul(d, old));
-            store_some(next + kLanes * i, count, now);
+            if constexpr (Streamed) {
+                stream(next + kLanes * i, now);
+            } else {
+                store_some(next + kLanes * i, count, now);
+            }
             total[i] = fma(q, now, total[i]);
         }
     }
@@ -38,15 +43,16 @@ static inline void step_columns(const float *state, float *next, const float *qu
     }
 }
 
-template <int Vectors = kStepVectors>
+template <bool Streamed, int Vectors = kStepVectors>
 static inline void step_up_to(int64_t vectors, const float *state, float *next, const float *query,
                               const float *key, const float *value, float decay, float *out,
                               int64_t rows, int64_t value_dim, int64_t last) {
     if (vectors == Vectors) {
-        step_columns<Vectors>(state, next, query, key, value, decay, out, rows, value_dim, last);
+        step_columns<Streamed, Vectors>(state, next, query, key, value, decay, out, rows, value_dim,
+                                        last);
     } else if constexpr (Vectors > 1) {
-        step_up_to<Vectors - 1>(vectors, state, next, query, key, value, decay, out, rows,
-                                value_dim, last);
+        step_up_to<Streamed, Vectors - 1>(vectors, state, next, query, key, value, decay, out, rows,
+                                          value_dim, last);
     }
 }
 
@@ -69,40 +75,48 @@ struct HeadInput {
     int64_t group, key_dim, value_dim;
 };
 
-// Rows first ... first + rows - 1 of the state, for all queries of the group.
-static inline void step_rows(const float *state, float *next, const HeadInput &in, int64_t first,
-                             int64_t rows, float *out) {
+// The whole head for the first query of the group.
+template <bool Streamed>
+static inline void step_first(const float *state, float *next, const HeadInput &in, float *out) {
     constexpr int64_t width = kStepVectors * kLanes;
     for (int64_t j = 0; j < in.value_dim; j += width) {
         const int64_t columns = in.value_dim - j < width ? in.value_dim - j : width;
         const int64_t vectors = (columns + kLanes - 1) / kLanes;
-        step_up_to(vectors, state + j, next + j, in.query + first, in.key + first, in.value + j,
-                   in.decay, out + j, rows, in.value_dim, columns - (vectors - 1) * kLanes);
-    }
-    for (int64_t g = 1; g < in.group; ++g) {
-        read_out(next, in.query + g * in.key_dim + first, out + g * in.value_dim, rows,
-                 in.value_dim);
+        step_up_to<Streamed>(vectors, state + j, next + j, in.query, in.key, in.value + j, in.decay,
+                             out + j, in.key_dim, in.value_dim, columns - (vectors - 1) * kLanes);
     }
 }
 
-// One head; out [group, value_dim]. With a `block` of 16 rows of a state, the next state goes past
-// the caches, which saves reading what it overwrites. The bits are the same.
+// One head; out [group, value_dim]. `streamed` asks to pass by the caches where that is possible;
+// fence before others read what was written.
 static inline void step_head(const float *state, float *next, const HeadInput &in, float *out,
-                             float *block = nullptr) {
+                             bool streamed = false) {
     std::memset(out, 0, sizeof(float) * in.group * in.value_dim);
-    // So many rows are whole cache lines whatever the size of a value.
-    constexpr int64_t rows = kLanes;
-    if (block == nullptr || in.key_dim % rows != 0 ||
-        reinterpret_cast<uintptr_t>(next) % (sizeof(float) * kLanes) != 0) {
-        step_rows(state, next, in, 0, in.key_dim, out);
+    // Further queries of a group read the next state, and find it in the cache.
+    const bool lines = reinterpret_cast<uintptr_t>(next) % (sizeof(float) * kLanes) == 0 &&
+                       in.value_dim % kLanes == 0;
+    if (streamed && in.group == 1 && lines) {
+        step_first<true>(state, next, in, out);
         return;
     }
-    const int64_t size = rows * in.value_dim;
-    for (int64_t first = 0; first < in.key_dim; first += rows, state += size, next += size) {
-        step_rows(state, block, in, first, rows, out);
-        for (int64_t i = 0; i < size; i += kLanes) stream(next + i, load(block + i));
+    step_first<false>(state, next, in, out);
+    for (int64_t g = 1; g < in.group; ++g) {
+        read_out(next, in.query + g * in.key_dim, out + g * in.value_dim, in.key_dim, in.value_dim);
     }
-    fence();
+}
+
+// A column of values that are all 1: the mass of the features. state, next [key_dim], out [group].
+static inline void step_mass(const float *state, float *next, const HeadInput &in, float *out) {
+    const Vec decay = broadcast(in.decay);
+    for (int64_t g = 0; g < in.group; ++g) {
+        Vec total = broadcast(0.0f);
+        for_lanes(in.key_dim, [&](int64_t m, int64_t count) {
+            const Vec now = fma(load_some(state + m, count), decay, load_some(in.key + m, count));
+            if (g == 0) store_some(next + m, count, now);
+            total = fma(load_some(in.query + g * in.key_dim + m, count), now, total);
+        });
+        out[g] = sum_lanes(total);
+    }
 }
 
 static void recurrent_step(Team &team, const RecurrentStep &s) {
