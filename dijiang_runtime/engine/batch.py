@@ -28,6 +28,8 @@ class Batch:
     recurrence: PooledRecurrence
     rows: tuple[slice, ...]
     """Which rows each scheduled sequence has, in the order of the plan, padding left out."""
+    num_decodes: int
+    """Sequences that decode. They come first."""
 
 
 def build_batch(
@@ -66,6 +68,7 @@ def build_batch(
             pool.states, tensor(source), tensor(target), segments, pool.caches
         ),
         rows=tuple(rows.slices),
+        num_decodes=len(decodes),
     )
 
 

@@ -15,7 +15,7 @@ from dijiang_runtime.engine.batch import Batch, build_batch
 from dijiang_runtime.engine.embedding import pool_hidden
 from dijiang_runtime.engine.grammar import GrammarState, fill_masks
 from dijiang_runtime.engine.logprobs import raw_logprobs
-from dijiang_runtime.engine.sampler import SampledToken, Sampler
+from dijiang_runtime.engine.sampler import SampledToken, Sampler, argmax
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
@@ -82,21 +82,31 @@ class ModelRunner:
         pool = self._pool
         batch = build_batch(items, pool, pool.states.device, needs_tiles=self._needs_tiles)
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
-        is_finite = hidden.isfinite().all(dim=1) & batch.recurrence.finite_rows()
-        finite_rows = is_finite.tolist()
+        finite_rows = [
+            hidden_is and state_is
+            for hidden_is, state_is in zip(
+                _finite_rows(hidden), batch.recurrence.finite_rows().tolist(), strict=True
+            )
+        ]
         finite = {i for i, rows in enumerate(batch.rows) if all(finite_rows[rows])}
-        prompt_logprobs = self._prompt_logprobs(items, batch, hidden)
+        prompts = range(batch.num_decodes, len(items))
+        prompt_logprobs = {
+            i: self._chunk_logprobs(items[i], hidden[batch.rows[i]])
+            for i in prompts
+            if items[i].sequence.request.sampling.prompt_logprobs != NO_LOGPROBS
+        }
         pooled = {
-            i: pool_hidden(hidden[batch.rows[i]], item.sequence.pooled)
-            for i, item in enumerate(items)
-            if item.sequence.request.embed
+            i: pool_hidden(hidden[batch.rows[i]], items[i].sequence.pooled)
+            for i in prompts
+            if items[i].sequence.request.embed
         }
         everyone, rows = _with_forks(items, forks, batch, finite)
+        constrained = [i for i, item in enumerate(everyone) if item.sequence.matcher is not None]
         fill_masks(
-            [item.sequence for item in everyone if item.completes_prompt],
+            [everyone[i].sequence for i in constrained if everyone[i].completes_prompt],
             self._model.config.vocab_size,
         )
-        lost = {i for i in finite if _has_lost_grammar(everyone[i])}
+        lost = {i for i in constrained if i in finite and _has_lost_grammar(everyone[i])}
         finite -= lost
         sampled = self._sample(everyone, rows, hidden, finite)
         results: Results = {}
@@ -143,14 +153,15 @@ class ModelRunner:
         if not wanted:
             return {}
         logits = self._logits(hidden[[rows[i] for i in wanted]])
-        is_finite = _finite_rows(logits)
+        is_finite, likeliest = _scan_rows(logits)
         finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
         if not all(is_finite):
             logits = logits[is_finite]
+            likeliest = [best for best, ok in zip(likeliest, is_finite, strict=True) if ok]
             wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        tokens = self._sampler.sample(logits, [items[i].sequence for i in wanted])
+        tokens = self._sampler.sample(logits, [items[i].sequence for i in wanted], likeliest)
         return dict(zip(wanted, tokens, strict=True))
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -161,18 +172,8 @@ class ModelRunner:
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, sum(tiles) - len(hidden)))
         return self._model.logits(padded, tiles)[: len(hidden)]
 
-    def _prompt_logprobs(
-        self, items: Seq[ScheduledSequence], batch: Batch, hidden: Tensor
-    ) -> dict[int, list[RawLogprobs]]:
-        """What each prompt chunk says of the prompt tokens after its own, one tile at a time."""
-        found = {}
-        for i, item in enumerate(items):
-            sequence = item.sequence
-            if sequence.is_prefilling and sequence.request.sampling.prompt_logprobs != NO_LOGPROBS:
-                found[i] = self._chunk_logprobs(item, hidden[batch.rows[i]])
-        return found
-
     def _chunk_logprobs(self, item: ScheduledSequence, hidden: Tensor) -> list[RawLogprobs]:
+        """What a prompt chunk says of the prompt tokens after its own, one tile at a time."""
         request, start = item.sequence.request, item.sequence.num_computed_tokens
         # The last row of the prompt predicts the first output token.
         num_rows = min(len(hidden), len(request.prompt_token_ids) - 1 - start)
@@ -218,9 +219,16 @@ def _finite_rows(x: Tensor) -> list[bool]:
     nothing take a fifteenth of the time of `isfinite().all()`, and the kernels' one pass less.
     """
     if sampling.can_read(x):
-        return sampling.finite_rows(x)
+        return sampling.scan_rows(x)[0]
     found: list[bool] = ((x.amax(dim=1) < torch.inf) & (x.amin(dim=1) > -torch.inf)).tolist()
     return found
+
+
+def _scan_rows(logits: Tensor) -> tuple[list[bool], list[int]]:
+    """Which rows of logits [n, V] hold finite values alone, and the likeliest token of each."""
+    if sampling.can_read(logits):
+        return sampling.scan_rows(logits)
+    return _finite_rows(logits), argmax(logits)
 
 
 def _id(item: ScheduledSequence) -> str:

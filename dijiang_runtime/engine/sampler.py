@@ -9,7 +9,7 @@ n rows    V vocabulary
 """
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,7 @@ from dijiang_runtime.request import NO_LOGPROBS, SamplingParams
 _MASKED = torch.finfo(torch.float32).min
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     token_id: int
     logprobs: RawLogprobs | None
 
@@ -41,20 +40,27 @@ class Sampler:
     def __init__(self, eos_token_ids: Seq[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
 
-    def sample(self, logits: Tensor, sequences: Seq[Sequence]) -> list[SampledToken]:
+    def sample(
+        self, logits: Tensor, sequences: Seq[Sequence], likeliest: Seq[int] | None = None
+    ) -> list[SampledToken]:
         """Choose one token for each row.
 
         Args:
             logits: Shape [n, V], float32, finite. Overwritten.
             sequences: The sequence of each row.
+            likeliest: The token with the largest logit of each row, where that is known already.
         """
         params = [sequence.request.sampling for sequence in sequences]
         reported = [i for i, p in enumerate(params) if p.logprobs != NO_LOGPROBS]
         # A copy of what is about to be changed; most often nothing is.
-        is_changed = any(_is_adjusted(sequences[i]) for i in reported)
+        adjusted = [i for i, sequence in enumerate(sequences) if _is_adjusted(sequence)]
+        is_changed = not set(adjusted).isdisjoint(reported)
         raw_logits = logits[reported] if is_changed else logits
-        self._adjust(logits, sequences)
-        token_ids = _argmax(logits)
+        self._adjust(logits, sequences, adjusted)
+        token_ids = argmax(logits) if likeliest is None else list(likeliest)
+        if adjusted and likeliest is not None:
+            for i, token_id in zip(adjusted, argmax(logits[adjusted]), strict=True):
+                token_ids[i] = token_id
         random = [i for i, p in enumerate(params) if not p.is_greedy]
         if random:
             uniforms = [uniform(sequences[i].seed, sequences[i].next_position) for i in random]
@@ -70,11 +76,11 @@ class Sampler:
             logprobs = dict(zip(reported, found, strict=True))
         return [SampledToken(token_id, logprobs.get(i)) for i, token_id in enumerate(token_ids)]
 
-    def _adjust(self, logits: Tensor, sequences: Seq[Sequence]) -> None:
-        """Apply everything that changes logits [n, V], in place. Plain rows cost nothing."""
+    def _adjust(self, logits: Tensor, sequences: Seq[Sequence], adjusted: Seq[int]) -> None:
+        """Apply everything that changes these rows of logits [n, V], in place."""
         penalized = []
-        for i, sequence in enumerate(sequences):
-            params = sequence.request.sampling
+        for i in adjusted:
+            sequence, params = sequences[i], sequences[i].request.sampling
             if _has_bias(params):
                 self._bias(logits[i], sequence)
             if _has_penalties(params):
@@ -85,9 +91,9 @@ class Sampler:
                 sampling.penalise(logits[i], seen.ids, seen.output_counts, params, least=_MASKED)
         elif penalized:
             _penalize(logits, penalized, [sequences[i] for i in penalized])
-        for i, sequence in enumerate(sequences):
-            if _has_mask(sequence):
-                _mask(logits[i], sequence)
+        for i in adjusted:
+            if _has_mask(sequences[i]):
+                _mask(logits[i], sequences[i])
 
     def _bias(self, row: Tensor, sequence: Sequence) -> None:
         """Apply logit_bias, min_tokens and bad_words to one row [V]."""
@@ -119,7 +125,7 @@ def _mask(row: Tensor, sequence: Sequence) -> None:
         leave_allowed(row, sequence.matcher.allowed)
 
 
-def _argmax(logits: Tensor) -> list[int]:
+def argmax(logits: Tensor) -> list[int]:
     """The place of the largest value in each row, the first among equals."""
     # On a CPU numpy's is vectorised, and torch's is not: a thirteenth of the time.
     best = logits.argmax(dim=-1) if logits.is_cuda else logits.numpy().argmax(axis=-1)

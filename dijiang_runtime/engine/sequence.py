@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,7 @@ class RawLogprobs:
     top_logprobs: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What one step computed for one sequence."""
 
     token_id: int | None = None
@@ -133,6 +132,10 @@ class Sequence:
     scheduled_time: float = 0.0
     first_token_time: float = 0.0
     finished_time: float = 0.0
+    num_prompt_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.request.prompt_token_ids)
 
     @property
     def request_id(self) -> str:
@@ -142,10 +145,6 @@ class Sequence:
     def awaits_grammar(self) -> bool:
         """Whether the grammar is still being compiled: the sequence may not have a slot yet."""
         return self.request.sampling.grammar is not None and self.matcher is None
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_uncomputed_prompt_tokens(self) -> int:

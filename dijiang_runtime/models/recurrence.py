@@ -115,6 +115,8 @@ class PooledRecurrence:
         read-out to 0. A decode's read-out sums over the whole of its next state, so that it is
         finite only if the state is. Shape [N], bool.
         """
+        if len(self._finite) == 1:
+            return self._finite[0]
         return torch.stack(self._finite).all(dim=0)
 
     def report_finite(self, rows: Tensor) -> None:

@@ -130,10 +130,10 @@ def test_who_fails_where_a_group_parts_fails_alone(
     sampler = engine._runner._sampler  # type: ignore[attr-defined]
     sample = sampler.sample
 
-    def faulty(logits: Any, sequences: Any) -> Any:
+    def faulty(logits: Any, sequences: Any, likeliest: Any) -> Any:
         if any(sequence.request_id == "g-3" for sequence in sequences):
             raise RuntimeError("planted")
-        return sample(logits, sequences)
+        return sample(logits, sequences, likeliest)
 
     monkeypatch.setattr(sampler, "sample", faulty)
 

@@ -312,10 +312,27 @@ def test_rows_that_are_not_finite_are_found_wherever_the_value_is(
     logits[3, 17] = -torch.inf
     logits[5, :] = torch.finfo(torch.float32).max
 
-    found = sampling.finite_rows(logits)
+    found, _ = sampling.scan_rows(logits)
 
     assert found == [False, True, False, False, True, True, True, True]
     assert found == logits.isfinite().all(dim=1).tolist()
+
+
+@pytest.mark.parametrize("target", targets())
+@pytest.mark.parametrize("size", [1, 15, 16, 511, 512, 513, 5003])
+def test_the_likeliest_token_is_found_wherever_it_is_the_first_among_equals(
+    target: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    logits = torch.randn(200, size).mul(2).round() / 2  # Many equals.
+    logits[:50] -= 1000  # Padding of a vector must not win.
+    logits[0] = torch.finfo(torch.float32).min
+    logits[1, -1] = 5000
+
+    finite, likeliest = sampling.scan_rows(logits)
+
+    assert all(finite)
+    assert likeliest == logits.numpy().argmax(axis=1).tolist()
 
 
 def test_each_row_reports_as_many_alternatives_as_it_asked_for() -> None:

@@ -91,10 +91,10 @@ void dijiang_logprobs(Context *c, const LogprobQuery *query) {
     c->kernels.logprobs(c->team, c->workspace, *query);
 }
 
-void dijiang_finite_rows(Context *c, const float *logits, int64_t rows, int64_t vocab_size,
-                         uint8_t *out) {
+void dijiang_scan_rows(Context *c, const float *x, int64_t rows, int64_t n, uint8_t *finite,
+                       int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.finite_rows(c->team, logits, rows, vocab_size, out);
+    c->kernels.scan_rows(c->team, x, rows, n, finite, likeliest);
 }
 
 // logits [vocab_size], in place.

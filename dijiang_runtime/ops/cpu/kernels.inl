@@ -11,4 +11,4 @@
 #include "sampling.inl"
 
 static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, forward, recurrent_step, draw,
-                                  logprobs, finite_rows, penalise, mask, peak, kMaxRows * kTileVectors};
+                                  logprobs, scan_rows, penalise, mask, peak, kMaxRows * kTileVectors};

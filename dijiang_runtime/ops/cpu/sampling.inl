@@ -228,8 +228,38 @@ static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
 }
 
 // out[i] is 1 where all of row i is finite, else 0.
-static void finite_rows(Team &team, const float *logits, int64_t rows, int64_t n, uint8_t *out) {
-    team.for_each(rows, [&](int64_t i, int) { out[i] = is_finite(logits + i * n, n); });
+// Whether all numbers are finite, and the place of the largest, the first among equals. One pass: a
+// block that holds a larger one than all before is remembered, and searched in the end.
+static void scan_row(const float *x, int64_t n, uint8_t *finite, int64_t *likeliest) {
+    constexpr int64_t block = 32 * kLanes;
+    Vec spoilt = broadcast(0.0f);  // NaN once a number is not finite.
+    float largest = kNone;
+    int64_t found = 0;
+    for (int64_t start = 0; start < n; start += block) {
+        Vec top = broadcast(kNone);
+        for_lanes(n - start < block ? n - start : block, [&](int64_t i, int64_t count) {
+            const Vec some = load_some(x + start + i, count, x[start]);
+            spoilt = fma(some, broadcast(0.0f), spoilt);
+            top = max(some, top);
+        });
+        if (reaching(broadcast(largest), top) != (1u << kLanes) - 1u) {
+            largest = largest_lane(top);
+            found = start;
+        }
+    }
+    *finite = sum_lanes(spoilt) == 0.0f;
+    *likeliest = found;
+    for (int64_t i = found; i < n && i < found + block; ++i) {
+        if (x[i] == largest) {
+            *likeliest = i;
+            return;
+        }
+    }
+}
+
+static void scan_rows(Team &team, const float *x, int64_t rows, int64_t n, uint8_t *finite,
+                      int64_t *likeliest) {
+    team.for_each(rows, [&](int64_t i, int) { scan_row(x + i * n, n, finite + i, likeliest + i); });
 }
 
 static void penalise(float *x, const Penalties &p) {

@@ -106,13 +106,14 @@ def logprobs(
     return chosen, top_ids, top
 
 
-def finite_rows(logits: Tensor) -> list[bool]:
-    """Which rows of logits [n, V] hold finite values alone."""
-    logits = logits.contiguous()
-    found = (ctypes.c_uint8 * len(logits))()
+def scan_rows(x: Tensor) -> tuple[list[bool], list[int]]:
+    """In one pass over x [n, V]: which rows hold finite values alone, and where each has its
+    largest, the first among equals."""
+    x = x.contiguous()
+    finite, likeliest = (ctypes.c_bool * len(x))(), (ctypes.c_int64 * len(x))()
     here = context()
-    here.kernels.dijiang_finite_rows(here.handle, logits.data_ptr(), *logits.shape, found)
-    return [bool(ok) for ok in found]
+    here.kernels.dijiang_scan_rows(here.handle, x.data_ptr(), *x.shape, finite, likeliest)
+    return finite[:], likeliest[:]
 
 
 def penalise(

@@ -126,7 +126,8 @@ struct Kernels {
     void (*draw)(Team &, Workspace &, const float *logits, int64_t vocab_size, const Draw *draws,
                  int64_t num_draws, int64_t *tokens);
     void (*logprobs)(Team &, Workspace &, const LogprobQuery &);
-    void (*finite_rows)(Team &, const float *logits, int64_t rows, int64_t vocab_size, uint8_t *out);
+    void (*scan_rows)(Team &, const float *x, int64_t rows, int64_t n, uint8_t *finite,
+                      int64_t *likeliest);
     void (*penalise)(float *logits, const Penalties &);
     void (*mask)(float *logits, int64_t vocab_size, const uint32_t *bits);
     void (*peak)(Team &, int64_t format, int64_t repeats);
