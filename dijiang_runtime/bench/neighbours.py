@@ -52,7 +52,7 @@ class NeighboursBench:
         device = decoder_of(model).embed_tokens.weight.device
         pool = StatePool(model.config.state, batch, device)
         self._runner = ModelRunner(model, pool, Sampler(()))
-        self._answer = tokenizer.encode('{"name": "a', add_special_tokens=False)
+        *self._opening, self._letter = tokenizer.encode('{"name": "a', add_special_tokens=False)
         eos = tokenizer.eos_ids or (0,)
         self._compiler = GrammarCompiler(tokenizer, model.config.vocab_size, eos)
 
@@ -81,8 +81,16 @@ class NeighboursBench:
         kinds = [kind] * num + [PLAIN] * (self._batch - num)
         sequences = [self._sequence(k, slot) for slot, k in enumerate(kinds, start=1)]
         plan = SchedulerOutput(decodes=tuple(ScheduledSequence(s, 1) for s in sequences))
-        # The plan is not advanced: every call does the same.
-        return lambda: self._runner.execute(plan)
+        grammars = [s.matcher for s in sequences if s.matcher is not None]
+
+        def step() -> None:
+            # The plan is not advanced, so that every call does the same; but what a grammar allows
+            # at a place that it has seen is known already.
+            for grammar in grammars:
+                grammar.advance(self._letter)
+            self._runner.execute(plan)
+
+        return step
 
     def _sequence(self, kind: str, slot: int) -> Sequence:
         vocab_size = self._model.config.vocab_size
@@ -97,7 +105,7 @@ class NeighboursBench:
         sequence.num_computed_tokens = POSITION
         if kind == "JSON schema":
             sequence.matcher = GrammarState(self._compiler.compile(SCHEMA))
-            for token_id in self._answer:
+            for token_id in self._opening:
                 sequence.matcher.advance(token_id)
         return sequence
 

@@ -29,20 +29,22 @@ def raw_logprobs(
         if sampling.can_read(logits)
         else _logprobs(logits if rows is None else logits[list(rows)], token_ids, most)
     )
-    found = zip(token_ids, chosen.tolist(), num_top, ids.tolist(), values.tolist(), strict=True)
+    found = zip(token_ids, chosen, num_top, ids, values, strict=True)
     return [
         RawLogprobs(token_id, logprob, tuple(top_ids[:num]), tuple(top[:num]))
         for token_id, logprob, num, top_ids, top in found
     ]
 
 
-def _logprobs(logits: Tensor, token_ids: Seq[int], num_top: int) -> tuple[Tensor, Tensor, Tensor]:
+def _logprobs(
+    logits: Tensor, token_ids: Seq[int], num_top: int
+) -> tuple[list[float], list[list[int]], list[list[float]]]:
     """`sampling.logprobs` in torch, on any device."""
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1))
     # Logits that differ may have one logprob.
     _, ids = top_values(logits, num_top)
-    return chosen.squeeze(1), ids, logprobs.gather(1, ids)
+    return chosen.squeeze(1).tolist(), ids.tolist(), logprobs.gather(1, ids).tolist()
 
 
 def top_values(x: Tensor, num: int) -> tuple[Tensor, Tensor]:

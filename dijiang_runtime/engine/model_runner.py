@@ -219,7 +219,7 @@ def _finite_rows(x: Tensor) -> list[bool]:
     nothing take a fifteenth of the time of `isfinite().all()`, and the kernels' one pass less.
     """
     if sampling.can_read(x):
-        return sampling.scan_rows(x)[0]
+        return sampling.scan_rows(x, range(len(x)))[0]
     found: list[bool] = ((x.amax(dim=1) < torch.inf) & (x.amin(dim=1) > -torch.inf)).tolist()
     return found
 
@@ -227,7 +227,7 @@ def _finite_rows(x: Tensor) -> list[bool]:
 def _scan_rows(logits: Tensor) -> tuple[list[bool], list[int]]:
     """Which rows of logits [n, V] hold finite values alone, and the likeliest token of each."""
     if sampling.can_read(logits):
-        return sampling.scan_rows(logits)
+        return sampling.scan_rows(logits, range(len(logits)))
     return _finite_rows(logits), argmax(logits)
 
 

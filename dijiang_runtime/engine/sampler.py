@@ -58,8 +58,8 @@ class Sampler:
         raw_logits = logits[reported] if is_changed else logits
         self._adjust(logits, sequences, adjusted)
         token_ids = argmax(logits) if likeliest is None else list(likeliest)
-        if adjusted and likeliest is not None:
-            for i, token_id in zip(adjusted, argmax(logits[adjusted]), strict=True):
+        if likeliest is not None and (changed := [i for i in adjusted if params[i].is_greedy]):
+            for i, token_id in zip(changed, argmax(logits, changed), strict=True):
                 token_ids[i] = token_id
         random = [i for i, p in enumerate(params) if not p.is_greedy]
         if random:
@@ -99,15 +99,21 @@ class Sampler:
         """Apply logit_bias, min_tokens and bad_words to one row [V]."""
         params = sequence.request.sampling
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=row.device)
-            row[ids] += torch.tensor(list(params.logit_bias.values()), device=row.device)
+            if sequence.bias is None:
+                biases = params.logit_bias
+                ids = np.fromiter(biases.keys(), np.int64)
+                sequence.bias = ids, np.fromiter(biases.values(), np.float32)
+            places, added = (torch.from_numpy(x).to(row.device) for x in sequence.bias)
+            row.index_add_(0, places, added)
         if len(sequence.output_token_ids) < params.min_tokens:
             stops = set(params.stop_token_ids)
             if not params.ignore_eos:
                 stops.update(self._eos_token_ids)
             row[sorted(stops)] = _MASKED
         if params.bad_words:
-            row[_ends_of_bad_words(params, sequence.output_token_ids)] = _MASKED
+            ends = _ends_of_bad_words(params, sequence.output_token_ids)
+            if ends:
+                row[ends] = _MASKED
 
 
 def _mask(row: Tensor, sequence: Sequence) -> None:
@@ -125,8 +131,12 @@ def _mask(row: Tensor, sequence: Sequence) -> None:
         leave_allowed(row, sequence.matcher.allowed)
 
 
-def argmax(logits: Tensor) -> list[int]:
-    """The place of the largest value in each row, the first among equals."""
+def argmax(logits: Tensor, rows: Seq[int] | None = None) -> list[int]:
+    """The place of the largest value in each of these rows, or in all; the first among equals."""
+    if sampling.can_read(logits):
+        return sampling.scan_rows(logits, range(len(logits)) if rows is None else rows)[1]
+    if rows is not None:
+        logits = logits[list(rows)]
     # On a CPU numpy's is vectorised, and torch's is not: a thirteenth of the time.
     best = logits.argmax(dim=-1) if logits.is_cuda else logits.numpy().argmax(axis=-1)
     ids: list[int] = best.tolist()

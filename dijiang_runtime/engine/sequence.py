@@ -102,7 +102,7 @@ first number."""
 class Sequence:
     """One request's tokens, progress and slot while it waits and runs.
 
-    Changed by the scheduler alone, except for what the sampler remembers in `history` and
+    Changed by the scheduler alone, except for what the sampler remembers in `history`, `bias` and
     `allowed`.
     """
 
@@ -116,6 +116,8 @@ class Sequence:
     """Those of them that came with a copy of another's state."""
     output_token_ids: list[int] = field(default_factory=list)
     history: TokenHistory | None = None
+    bias: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
+    """The tokens of `logit_bias`, and what is added to each. Only kept where there are some."""
     allowed: TokenBits | None = None
     """The tokens that the request allows. Only kept where it does not allow all."""
     pooled: npt.NDArray[np.float64] | None = None

@@ -312,7 +312,7 @@ def test_rows_that_are_not_finite_are_found_wherever_the_value_is(
     logits[3, 17] = -torch.inf
     logits[5, :] = torch.finfo(torch.float32).max
 
-    found, _ = sampling.scan_rows(logits)
+    found, _ = sampling.scan_rows(logits, range(len(logits)))
 
     assert found == [False, True, False, False, True, True, True, True]
     assert found == logits.isfinite().all(dim=1).tolist()
@@ -329,10 +329,12 @@ def test_the_likeliest_token_is_found_wherever_it_is_the_first_among_equals(
     logits[0] = torch.finfo(torch.float32).min
     logits[1, -1] = 5000
 
-    finite, likeliest = sampling.scan_rows(logits)
+    finite, likeliest = sampling.scan_rows(logits, range(len(logits)))
+    _, some = sampling.scan_rows(logits, [7, 0, 7])
 
     assert all(finite)
     assert likeliest == logits.numpy().argmax(axis=1).tolist()
+    assert some == [likeliest[7], likeliest[0], likeliest[7]]
 
 
 def test_each_row_reports_as_many_alternatives_as_it_asked_for() -> None:

@@ -60,7 +60,7 @@ def test_tokens_appear_one_by_one(page: Page) -> None:
     lengths = page.evaluate("lengths")
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 20
-    assert lengths[0] < 100 < lengths[-1] == page.evaluate(ANSWER_LENGTH)
+    assert 3 * lengths[0] < lengths[-1] == page.evaluate(ANSWER_LENGTH)
     figures = page.locator(".figures span").all_text_contents()
     assert figures[-2:] == ["1500 tokens", "cut at max_tokens"]
     assert figures[0].endswith("ms to first") and figures[1].endswith("tokens/s")

@@ -91,10 +91,10 @@ void dijiang_logprobs(Context *c, const LogprobQuery *query) {
     c->kernels.logprobs(c->team, c->workspace, *query);
 }
 
-void dijiang_scan_rows(Context *c, const float *x, int64_t rows, int64_t n, uint8_t *finite,
-                       int64_t *likeliest) {
+void dijiang_scan_rows(Context *c, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
+                       uint8_t *finite, int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.scan_rows(c->team, x, rows, n, finite, likeliest);
+    c->kernels.scan_rows(c->team, x, rows, num_rows, n, finite, likeliest);
 }
 
 // logits [vocab_size], in place.

@@ -141,7 +141,7 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         "recurrent_step": (None, [c_void_p, POINTER(StepStruct)]),
         "draw": (None, [c_void_p, c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p]),
         "logprobs": (None, [c_void_p, POINTER(LogprobStruct)]),
-        "scan_rows": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_void_p]),
+        "scan_rows": (None, [*3 * [c_void_p], c_int64, c_int64, c_void_p, c_void_p]),
         "penalise": (None, [c_void_p, c_void_p, POINTER(PenaltiesStruct)]),
         "mask": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
         "peak": (c_int64, [c_void_p, c_int64, c_int64]),

@@ -227,7 +227,6 @@ static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
     });
 }
 
-// out[i] is 1 where all of row i is finite, else 0.
 // Whether all numbers are finite, and the place of the largest, the first among equals. One pass: a
 // block that holds a larger one than all before is remembered, and searched in the end.
 static void scan_row(const float *x, int64_t n, uint8_t *finite, int64_t *likeliest) {
@@ -257,9 +256,11 @@ static void scan_row(const float *x, int64_t n, uint8_t *finite, int64_t *likeli
     }
 }
 
-static void scan_rows(Team &team, const float *x, int64_t rows, int64_t n, uint8_t *finite,
-                      int64_t *likeliest) {
-    team.for_each(rows, [&](int64_t i, int) { scan_row(x + i * n, n, finite + i, likeliest + i); });
+static void scan_rows(Team &team, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
+                      uint8_t *finite, int64_t *likeliest) {
+    team.for_each(num_rows, [&](int64_t i, int) {
+        scan_row(x + rows[i] * n, n, finite + i, likeliest + i);
+    });
 }
 
 static void penalise(float *x, const Penalties &p) {

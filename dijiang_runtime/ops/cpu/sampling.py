@@ -78,42 +78,50 @@ def draw(
 
 def logprobs(
     logits: Tensor, rows: Sequence[int], token_ids: Sequence[int], num_top: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[list[float], list[list[int]], list[list[float]]]:
     """The logprob of one token in each of these rows of logits [n, V], and of the likeliest there.
 
     Returns:
-        Of each row's token, shape [rows]; ids and logprobs of the `num_top` likeliest, shape
-        [rows, num_top], the likeliest first; of equals the first id.
+        Of each row's token, the logprob; ids and logprobs of its `num_top` likeliest, the likeliest
+        first; of equals the first id.
     """
     logits = logits.contiguous()
-    num_rows, vocab_size = len(rows), logits.shape[1]
-    tokens, places = torch.tensor(token_ids), torch.tensor(rows)
-    chosen, top = torch.empty(num_rows), torch.empty(num_rows, num_top)
-    top_ids = torch.empty(num_rows, num_top, dtype=torch.int64)
+    num_rows, size = len(rows), len(rows) * num_top
+    chosen, top = (ctypes.c_float * num_rows)(), (ctypes.c_float * size)()
+    top_ids = (ctypes.c_int64 * size)()
     query = LogprobStruct(
         logits=logits.data_ptr(),
-        rows=places.data_ptr(),
-        tokens=tokens.data_ptr(),
+        rows=ctypes.addressof(places := _integers(rows)),
+        tokens=ctypes.addressof(tokens := _integers(token_ids)),
         num_rows=num_rows,
-        vocab_size=vocab_size,
+        vocab_size=logits.shape[1],
         num_top=num_top,
-        chosen=chosen.data_ptr(),
-        top_ids=top_ids.data_ptr(),
-        top=top.data_ptr(),
+        chosen=ctypes.addressof(chosen),
+        top_ids=ctypes.addressof(top_ids),
+        top=ctypes.addressof(top),
     )
     here = context()
     here.kernels.dijiang_logprobs(here.handle, ctypes.byref(query))
-    return chosen, top_ids, top
+    del places, tokens  # They had to live until now.
+    ends = [(i * num_top, (i + 1) * num_top) for i in range(num_rows)]
+    return chosen[:], [top_ids[a:b] for a, b in ends], [top[a:b] for a, b in ends]
 
 
-def scan_rows(x: Tensor) -> tuple[list[bool], list[int]]:
-    """In one pass over x [n, V]: which rows hold finite values alone, and where each has its
-    largest, the first among equals."""
+def scan_rows(x: Tensor, rows: Sequence[int]) -> tuple[list[bool], list[int]]:
+    """In one pass over these rows of x [n, V]: which hold finite values alone, and where each has
+    its largest, the first among equals."""
     x = x.contiguous()
-    finite, likeliest = (ctypes.c_bool * len(x))(), (ctypes.c_int64 * len(x))()
+    num_rows = len(rows)
+    finite, likeliest = (ctypes.c_bool * num_rows)(), (ctypes.c_int64 * num_rows)()
     here = context()
-    here.kernels.dijiang_scan_rows(here.handle, x.data_ptr(), *x.shape, finite, likeliest)
+    here.kernels.dijiang_scan_rows(
+        here.handle, x.data_ptr(), _integers(rows), num_rows, x.shape[1], finite, likeliest
+    )
     return finite[:], likeliest[:]
+
+
+def _integers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 def penalise(

@@ -126,8 +126,8 @@ struct Kernels {
     void (*draw)(Team &, Workspace &, const float *logits, int64_t vocab_size, const Draw *draws,
                  int64_t num_draws, int64_t *tokens);
     void (*logprobs)(Team &, Workspace &, const LogprobQuery &);
-    void (*scan_rows)(Team &, const float *x, int64_t rows, int64_t n, uint8_t *finite,
-                      int64_t *likeliest);
+    void (*scan_rows)(Team &, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
+                      uint8_t *finite, int64_t *likeliest);
     void (*penalise)(float *logits, const Penalties &);
     void (*mask)(float *logits, int64_t vocab_size, const uint32_t *bits);
     void (*peak)(Team &, int64_t format, int64_t repeats);
