@@ -1,8 +1,6 @@
 """Grammars inside the engine: compiled beside the step loop, followed token by token, made masks.
 
-A mask depends on a sequence's own tokens alone. The masks of a step are filled in one pass.
-
-n rows    V vocabulary
+A mask depends on a sequence's own tokens alone.
 """
 
 from collections import OrderedDict
@@ -11,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
 import llguidance
-from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from dijiang_runtime.engine.sequence import Sequence, TokenBits
+from dijiang_runtime.engine.masks import TokenMask
+from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.grammar import GrammarCompiler
 from dijiang_runtime.request import Grammar
 
@@ -26,7 +24,7 @@ class GrammarState:
     def __init__(self, matcher: llguidance.LLMatcher) -> None:
         """Begin at the start. `matcher` is left as it is."""
         self._matcher = matcher.deep_copy()
-        self.allowed: TokenBits | None = None
+        self.allowed: TokenMask | None = None
         """Which tokens may come next. Filled by `fill_masks`, for one step."""
 
     def copy(self) -> Self:
@@ -46,9 +44,11 @@ class GrammarState:
         """Whether following the grammar went beyond its limits."""
         return self._matcher.is_error()
 
-    @property
-    def matcher(self) -> llguidance.LLMatcher:
-        return self._matcher
+    def fill_mask(self, vocab_size: int) -> None:
+        """Find out which tokens may come next."""
+        if self.allowed is None:
+            self.allowed = TokenMask.of_all(vocab_size)
+        self._matcher.unsafe_compute_mask_ptr(self.allowed.address, self.allowed.num_bytes)
 
 
 class GrammarCache:
@@ -82,11 +82,6 @@ def fill_masks(sequences: Seq[Sequence], vocab_size: int) -> None:
     In the thread of the step: handing this to another one costs more than doing it, since that
     one waits milliseconds for the interpreter lock.
     """
-    states = [s.matcher for s in sequences if isinstance(s.matcher, GrammarState)]
-    if not states:
-        return
-    bits = allocate_token_bitmask(len(states), vocab_size)
-    for i, state in enumerate(states):
-        fill_next_token_bitmask(state.matcher, bits, i)
-    for state, row in zip(states, bits, strict=True):
-        state.allowed = row
+    for sequence in sequences:
+        if isinstance(sequence.matcher, GrammarState):
+            sequence.matcher.fill_mask(vocab_size)

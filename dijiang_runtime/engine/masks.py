@@ -1,28 +1,32 @@
-"""Which tokens may come next, and what that does to a row of logits.
+"""Which tokens may come next. Knows no torch."""
 
-V vocabulary
-"""
+from collections.abc import Iterable
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from dijiang_runtime.engine.sequence import TokenBits
-from dijiang_runtime.ops.cpu import sampling
 
 
-def pack_bits(allowed: npt.NDArray[np.bool_]) -> TokenBits:
-    """The bits of a mask of shape [V]."""
-    padded = np.zeros(-(-len(allowed) // 32) * 32, dtype=np.bool_)
-    padded[: len(allowed)] = allowed
-    return np.packbits(padded, bitorder="little").view(np.int32)
+class TokenMask:
+    """A set of tokens, one bit for each. Its address is kept: asking numpy takes microseconds."""
 
+    def __init__(self, bits: npt.NDArray[np.int32]) -> None:
+        """`bits` has shape [V / 32, rounded up]; token 0 is the lowest bit of the first number."""
+        self._bits = bits
+        self.address: int = bits.ctypes.data
+        self.num_bytes = bits.nbytes
 
-def leave_allowed(row: Tensor, allowed: TokenBits) -> None:
-    """Make the logits [V] of all other tokens -infinity, in place."""
-    if sampling.can_read(row):
-        sampling.mask(row, allowed)
-        return
-    bits = np.unpackbits(allowed.view(np.uint8), count=len(row), bitorder="little")
-    row.masked_fill_(torch.from_numpy(bits == 0).to(row.device), -torch.inf)
+    @classmethod
+    def of_all(cls, vocab_size: int) -> Self:
+        return cls(np.full(-(-vocab_size // 32), -1, dtype=np.int32))
+
+    @classmethod
+    def of(cls, token_ids: Iterable[int], vocab_size: int) -> Self:
+        allowed = np.zeros(-(-vocab_size // 32) * 32, dtype=np.bool_)
+        allowed[list(token_ids)] = True
+        return cls(np.packbits(allowed, bitorder="little").view(np.int32))
+
+    def unpack(self, vocab_size: int) -> npt.NDArray[np.bool_]:
+        """Whether each token is in the set. Shape [V]."""
+        bits = np.unpackbits(self._bits.view(np.uint8), count=vocab_size, bitorder="little")
+        return bits.astype(np.bool_)

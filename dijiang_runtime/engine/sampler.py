@@ -19,7 +19,7 @@ from torch import Tensor
 from dijiang_runtime.engine.drawing import draw
 from dijiang_runtime.engine.grammar import GrammarState
 from dijiang_runtime.engine.logprobs import raw_logprobs
-from dijiang_runtime.engine.masks import leave_allowed, pack_bits
+from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence, TokenHistory
 from dijiang_runtime.ops.cpu import sampling
@@ -88,7 +88,7 @@ class Sampler:
         if penalized and sampling.can_read(logits):
             for i in penalized:
                 seen, params = _history(sequences[i]), sequences[i].request.sampling
-                sampling.penalise(logits[i], seen.ids, seen.output_counts, params, least=_MASKED)
+                sampling.penalise(logits[i], seen, params, least=_MASKED)
         elif penalized:
             _penalize(logits, penalized, [sequences[i] for i in penalized])
         for i in adjusted:
@@ -121,14 +121,21 @@ def _mask(row: Tensor, sequence: Sequence) -> None:
     allowed = sequence.request.sampling.allowed_token_ids
     if allowed is not None:
         if sequence.allowed is None:
-            mask = np.zeros(row.shape[0], dtype=np.bool_)
-            mask[list(allowed)] = True
-            sequence.allowed = pack_bits(mask)
+            sequence.allowed = TokenMask.of(allowed, len(row))
         # Below what is masked: when every allowed token is masked, it is still one of them.
-        leave_allowed(row, sequence.allowed)
+        _leave_allowed(row, sequence.allowed)
     if isinstance(sequence.matcher, GrammarState):
         assert sequence.matcher.allowed is not None, "the masks of the step are not filled"
-        leave_allowed(row, sequence.matcher.allowed)
+        _leave_allowed(row, sequence.matcher.allowed)
+
+
+def _leave_allowed(row: Tensor, mask: TokenMask) -> None:
+    """Make the logits [V] of all other tokens -infinity, in place."""
+    if sampling.can_read(row):
+        sampling.mask(row, mask.address)
+        return
+    forbidden = torch.from_numpy(~mask.unpack(len(row)))
+    row.masked_fill_(forbidden.to(row.device), -torch.inf)
 
 
 def argmax(logits: Tensor, rows: Seq[int] | None = None) -> list[int]:

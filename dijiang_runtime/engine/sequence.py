@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.request import FinishReason, Request, RequestError, RequestTimings
 
 
@@ -51,8 +52,8 @@ class TokenHistory:
 
     def __init__(self, prompt: Seq[int], output: Seq[int]) -> None:
         ids = np.unique(np.asarray(prompt, dtype=np.int64))
-        self._ids, self._counts = ids, np.zeros(len(ids), dtype=np.float32)
         self._num = len(ids)
+        self._keep(ids, np.zeros(len(ids), dtype=np.float32))
         self._places = {token_id: place for place, token_id in enumerate(ids.tolist())}
         for token_id in output:
             self.add(token_id)
@@ -67,14 +68,26 @@ class TokenHistory:
         """How often each of them is in the output."""
         return self._counts[: self._num]
 
+    def __len__(self) -> int:
+        return self._num
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Where the ids lie, 64 bits each, and the counts, float32."""
+        return self._addresses
+
+    def _keep(self, ids: npt.NDArray[np.int64], counts: npt.NDArray[np.float32]) -> None:
+        self._ids, self._counts = ids, counts
+        # Asking numpy takes microseconds, and every step wants to know.
+        self._addresses = ids.ctypes.data, counts.ctypes.data
+
     def add(self, token_id: int) -> None:
         """Count a token of the output."""
         place = self._places.setdefault(token_id, self._num)
         if place == self._num:
             if place == len(self._ids):
                 grown = 2 * place + 16
-                self._ids = np.resize(self._ids, grown)
-                self._counts = np.resize(self._counts, grown)
+                self._keep(np.resize(self._ids, grown), np.resize(self._counts, grown))
             self._ids[place], self._counts[place] = token_id, 0
             self._num += 1
         self._counts[place] += 1
@@ -91,11 +104,6 @@ class Matcher(Protocol):
     def is_complete(self) -> bool:
         """Whether the answer is whole and nothing may follow it."""
         ...
-
-
-TokenBits = npt.NDArray[np.int32]
-"""A set of tokens, one bit for each. Shape [V / 32, rounded up]; token 0 is the lowest bit of the
-first number."""
 
 
 @dataclass(eq=False, slots=True)
@@ -118,7 +126,7 @@ class Sequence:
     history: TokenHistory | None = None
     bias: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
     """The tokens of `logit_bias`, and what is added to each. Only kept where there are some."""
-    allowed: TokenBits | None = None
+    allowed: TokenMask | None = None
     """The tokens that the request allows. Only kept where it does not allow all."""
     pooled: npt.NDArray[np.float64] | None = None
     """The sum of the prompt's hidden states, as far as it is computed, for an embedding."""

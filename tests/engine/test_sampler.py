@@ -12,7 +12,7 @@ from scipy import stats
 
 from dijiang_runtime.engine.drawing import draw
 from dijiang_runtime.engine.logprobs import raw_logprobs, top_values
-from dijiang_runtime.engine.masks import pack_bits
+from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.sequence import Sequence
@@ -296,9 +296,11 @@ def test_a_mask_leaves_the_tokens_whose_bit_is_set(
     row = torch.randn(vocab_size)
     expected = np.where(allowed, row.numpy(), -np.inf)
 
-    sampling.mask(row, pack_bits(allowed))
+    mask = TokenMask.of(allowed.nonzero()[0].tolist(), len(row))
+    sampling.mask(row, mask.address)
 
     assert row.numpy().tolist() == expected.tolist()
+    assert mask.unpack(vocab_size).tolist() == allowed.tolist()
 
 
 @pytest.mark.parametrize("target", targets())

@@ -7,8 +7,6 @@ import ctypes
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -43,6 +41,16 @@ class PenaltyParams(Protocol):
     def frequency_penalty(self) -> float: ...
     @property
     def presence_penalty(self) -> float: ...
+
+
+class TokensSeen(Protocol):
+    """What penalties look at, each token once; the engine's token history is such."""
+
+    def __len__(self) -> int: ...
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of the ids, 64 bits each, and of how often each was put out, float32."""
+        ...
 
 
 def can_read(logits: Tensor) -> bool:
@@ -124,25 +132,13 @@ def _integers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def penalise(
-    row: Tensor,
-    tokens: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.float32],
-    params: PenaltyParams,
-    *,
-    least: float,
-) -> None:
-    """Apply the penalties to logits [V], in place.
-
-    Args:
-        tokens: Those seen, each once. Contiguous.
-        counts: How often each was put out. Contiguous.
-        least: No logit becomes smaller.
-    """
+def penalise(row: Tensor, seen: TokensSeen, params: PenaltyParams, *, least: float) -> None:
+    """Apply the penalties to logits [V], in place. No logit becomes smaller than `least`."""
+    tokens, counts = seen.addresses
     penalties = PenaltiesStruct(
-        tokens=tokens.ctypes.data,
-        counts=counts.ctypes.data,
-        num_tokens=len(tokens),
+        tokens=tokens,
+        counts=counts,
+        num_tokens=len(seen),
         repetition=params.repetition_penalty,
         frequency=params.frequency_penalty,
         presence=params.presence_penalty,
@@ -152,11 +148,12 @@ def penalise(
     here.kernels.dijiang_penalise(here.handle, row.data_ptr(), ctypes.byref(penalties))
 
 
-def mask(row: Tensor, allowed: npt.NDArray[np.int32]) -> None:
+def mask(row: Tensor, allowed: int) -> None:
     """Make the logits [V] of all tokens whose bit is not set -infinity, in place.
 
     Args:
-        allowed: One bit for each token, from the lowest of the first number on. Contiguous.
+        allowed: The address of the bits, one for each token, in numbers of 32, from the lowest of
+            the first number on.
     """
     here = context()
-    here.kernels.dijiang_mask(here.handle, row.data_ptr(), len(row), allowed.ctypes.data)
+    here.kernels.dijiang_mask(here.handle, row.data_ptr(), len(row), allowed)
