@@ -62,6 +62,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         Positive | None,
         Meta(description="CPU threads of one step. Default: all cores but one, which HTTP needs."),
     ] = None
+    cuda_graphs: Annotated[
+        bool,
+        Meta(
+            description="On a GPU, record decode steps of some batch sizes at start and replay "
+            "them."
+        ),
+    ] = True
     step_timeout_seconds: Annotated[
         float,
         Meta(

@@ -18,7 +18,7 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import RequestFailedError
-from dijiang_runtime.models.serving import ServingModel, decoder_of
+from dijiang_runtime.models.serving import ServingModel, decoder_of, record_steps
 from dijiang_runtime.request import Request, SamplingParams
 
 NEAR, FAR = 100, 100_000
@@ -49,7 +49,8 @@ class Bench:
         self._progress = progress
         device = decoder_of(model).embed_tokens.weight.device
         self._pool = StatePool(model.config.state, max(*options.batches, 2), device)
-        self._runner = ModelRunner(model, self._pool, Sampler(()))
+        recorded = record_steps(model, self._pool.states, self._pool.scratch)
+        self._runner = ModelRunner(recorded, self._pool, Sampler(()))
 
     def run(self) -> dict[str, Any]:
         """Measure everything. The result is plain data, ready for JSON."""

@@ -16,7 +16,7 @@ from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.packed import num_parameters
-from dijiang_runtime.models.serving import decoder_of, load_for_serving
+from dijiang_runtime.models.serving import decoder_of, load_for_serving, record_steps
 from dijiang_runtime.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ def load(config: EngineConfig) -> LoadedEngine:
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
     num_slots = count_slots(config, model.config, device)
     pool = StatePool(model.config.state, num_slots, device)
+    if config.cuda_graphs:
+        model = record_steps(model, pool.states, pool.scratch)
     info = EngineInfo(
         vocab_size=model.config.vocab_size,
         max_model_len=resolve_max_model_len(config, model.config),

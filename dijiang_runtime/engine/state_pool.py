@@ -36,6 +36,11 @@ class StatePool:
     def num_bytes(self) -> int:
         return self.states.nbytes + self.caches.nbytes
 
+    @property
+    def scratch(self) -> tuple[int, int]:
+        """Source and target of padding."""
+        return self.source(0), self.target(0)
+
     def source(self, slot: int) -> int:
         """The row that holds the slot's state."""
         return 2 * slot + self._committed[slot]

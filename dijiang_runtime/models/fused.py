@@ -92,10 +92,9 @@ class FusedDecoder:
         num_decodes = len(recurrence.decode_source)
         hidden, finite = [], []
         if num_decodes:
-            where = recurrence.decode_source, recurrence.decode_target
             rows = slice(num_decodes)
-            step = _Pass(token_ids[rows], positions[rows], recurrence.states, where)
-            x, good = self._run(step)
+            where = recurrence.decode_source, recurrence.decode_target
+            x, good = self.decode(token_ids[rows], positions[rows], recurrence.states, *where)
             hidden.append(x)
             finite.append(good)
         if recurrence.prefills:
@@ -107,6 +106,21 @@ class FusedDecoder:
             finite.append(good.repeat_interleave(parts[:, 1], output_size=len(x)))
         recurrence.report_finite(torch.cat(finite))
         return torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+
+    def decode(
+        self, token_ids: Tensor, positions: Tensor, states: Tensor, source: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute one token of every row. The host waits for nothing.
+
+        Args:
+            token_ids, positions: [N], int64.
+            states: Shape [layers, rows, H, K, V], float32.
+            source, target: Rows to read and to write. [N], int64.
+
+        Returns:
+            The final hidden states [N, D], and which rows are finite, state included. [N], bool.
+        """
+        return self._run(_Pass(token_ids, positions, states, (source, target)))
 
     def logits(self, hidden: Tensor, tiles: Tiles | None = None) -> Tensor:
         """Return the logits [N, V] of hidden states [N, D], float32."""

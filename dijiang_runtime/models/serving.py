@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.compiled import CompiledDecoder, prepare
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.fused import FusedDecoder, is_covered
+from dijiang_runtime.models.graphed import CudaRecorder, GraphedDecoder, sizes_to_record
 from dijiang_runtime.models.loader import cast, load_model
 from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.packed import WeightFormat
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "int8"]
 
-ServingModel = Decoder | CompiledDecoder | FusedDecoder
+ServingModel = Decoder | CompiledDecoder | FusedDecoder | GraphedDecoder
 
 
 def decoder_of(model: ServingModel) -> Decoder:
@@ -62,3 +64,16 @@ def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[
     if device.type == "cuda" and is_covered(model.config):
         return FusedDecoder(model), chosen
     return model, chosen
+
+
+def record_steps(model: ServingModel, states: Tensor, scratch: tuple[int, int]) -> ServingModel:
+    """Record decode steps over these states where that can be done: see `graphed.py`.
+
+    Args:
+        states: The engine's. Shape [layers, rows, H, K, V], two rows to a slot.
+        scratch: The two rows of the slot that padding may use.
+    """
+    if not isinstance(model, FusedDecoder) or not states.is_cuda:
+        return model
+    num_slots = states.shape[1] // 2 - 1
+    return GraphedDecoder(model, states, scratch, CudaRecorder(), sizes_to_record(num_slots))
