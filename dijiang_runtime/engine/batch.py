@@ -8,12 +8,15 @@ gets them without padding.
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dijiang_runtime.engine.scheduler import ScheduledSequence
 from dijiang_runtime.engine.state_pool import StatePool
+from dijiang_runtime.engine.transfers import to_device
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
 from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
 
@@ -57,16 +60,16 @@ def build_batch(
         if needs_tiles:
             rows.pad(prompt_tiles(item.num_tokens))
 
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
+    # One transfer for all four.
+    parts = rows.token_ids, rows.positions, source, target
+    integers = to_device(np.asarray(list(chain(*parts)), dtype=np.int64), device)
+    sizes = [len(part) for part in parts]
+    token_ids, positions, source_rows, target_rows = torch.split(integers, sizes)
     return Batch(
-        token_ids=tensor(rows.token_ids),
-        positions=tensor(rows.positions),
+        token_ids=token_ids,
+        positions=positions,
         tiles=tuple(rows.tiles),
-        recurrence=PooledRecurrence(
-            pool.states, tensor(source), tensor(target), segments, pool.caches
-        ),
+        recurrence=PooledRecurrence(pool.states, source_rows, target_rows, segments, pool.caches),
         rows=tuple(rows.slices),
         num_decodes=len(decodes),
     )

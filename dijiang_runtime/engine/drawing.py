@@ -1,12 +1,12 @@
 """Temperature, min_p, top_k, top_p, and the draw: one random number to one token.
 
-The draw inverts the cumulative distribution in order of token id, summed up in float64. Every step
-of it looks at one row alone and adds in a fixed order, so a row's token does not depend on the
-batch. On the CPU the compiled kernels do it; what is here is for other devices, and for an
-installation without them.
+The draw inverts the cumulative distribution in order of token id. On the CPU the compiled kernels
+do it; what is here is for other devices, and for an installation without them. It waits for nothing
+that a device computes.
 
-Probabilities are left as weights, of which the largest is 1: nothing here needs their sum to be 1,
-and that saves a pass over the vocabulary. No cut sorts more than the tokens that may survive it.
+Probabilities are integers here: weights of which the largest is some power of two. However a device
+shares a sum of integers out, and in whatever batch, it is the same sum, so that a row's token
+depends on that row alone. What is lost is at most 2^-36 of the largest probability.
 
 n rows    V vocabulary
 """
@@ -14,24 +14,17 @@ n rows    V vocabulary
 from collections.abc import Sequence as Seq
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dijiang_runtime.engine.ranking import rank
+from dijiang_runtime.engine.transfers import take_rows, to_device
 from dijiang_runtime.ops.cpu import sampling
 from dijiang_runtime.request import SamplingParams
 
-Logits = npt.NDArray[np.float32]
-Floats = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int64]
-
-_BLOCK_ELEMENTS = 65536
-"""Elements to work on at once: what one pass leaves in the cache, the next one finds there."""
-
-_FIRST_LEAST, _LEAST_RATIO = 1 / 64, 1 / 16
-"""The nucleus is looked for among the weights from here on, then among ever smaller ones."""
-
-_SMALLEST = 1e-30
+_CPU_BLOCK, _DEVICE_BLOCK = 2**16, 2**23
+"""Elements to work on at once: what one pass leaves in a CPU's cache, the next one finds there; on
+a GPU it bounds the memory."""
 
 
 def draw(
@@ -47,108 +40,71 @@ def draw(
     """
     if sampling.can_read(logits):
         return sampling.draw(logits, rows, params, uniforms)
-    if len(rows) < len(logits):
-        logits = logits[list(rows)]
-    vocab_size = logits.shape[1]
-    token_ids = [0] * len(params)
-    wide = []
-    for i, p in enumerate(params):
-        if 0 < p.top_k < vocab_size:
-            token_ids[i] = _draw_from_top(logits[i].cpu().numpy(), p, uniforms[i])
+    drawn: list[int] = draw_in_torch(take_rows(logits, list(rows)), params, uniforms).tolist()
+    return drawn
+
+
+def draw_in_torch(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> Tensor:
+    """Draw one token from each row of logits [n, V]. Shape [n], int64, on their device.
+
+    A row that holds NaN gets some token.
+    """
+    elements = _CPU_BLOCK if logits.device.type == "cpu" else _DEVICE_BLOCK
+    num_rows = max(1, elements // logits.shape[1])
+    blocks = [slice(i, i + num_rows) for i in range(0, len(logits), num_rows)]
+    return torch.cat([_draw_block(logits[b], params[b], uniforms[b]) for b in blocks])
+
+
+def _draw_block(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> Tensor:
+    numbers = [(p.temperature, p.min_p, u) for p, u in zip(params, uniforms, strict=True)]
+    columns = to_device(np.asarray(numbers, dtype=np.float64).T, logits.device)
+    temperature, min_p, uniform = columns.unsqueeze(-1)
+    shares = logits.double()
+    shares -= shares.amax(dim=-1, keepdim=True)
+    shares /= temperature
+    shares.exp_()
+    shares.masked_fill_(shares < min_p, 0.0)
+    weights = shares.mul_(_largest_weight(logits.shape[1])).long()
+    for cut in _cuts(params, logits.shape[1]):
+        kept = _cut(take_rows(weights, cut), take_rows(logits, cut), [params[i] for i in cut])
+        if len(cut) == len(params):
+            weights = kept
         else:
-            wide.append(i)
-    num_rows = max(torch.get_num_threads(), _BLOCK_ELEMENTS // vocab_size)
-    for start in range(0, len(wide), num_rows):
-        block = wide[start : start + num_rows]
-        drawn = _draw_block(logits[block], [params[i] for i in block], [uniforms[i] for i in block])
-        for i, token_id in zip(block, drawn, strict=True):
-            token_ids[i] = token_id
-    return token_ids
-
-
-def _draw_block(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> list[int]:
-    """Draw from the whole vocabulary, or from its nucleus."""
-    weights = logits.double()
-    weights -= weights.amax(dim=-1, keepdim=True)
-    if any(p.temperature != 1 for p in params):
-        weights /= _column([p.temperature for p in params], logits)
-    weights.exp_()
-    if any(p.min_p for p in params):
-        weights.masked_fill_(weights < _column([p.min_p for p in params], logits), 0.0)
-    token_ids = [0] * len(params)
-    if whole := [i for i, p in enumerate(params) if p.top_p >= 1]:
-        of_whole = weights if len(whole) == len(params) else weights[whole]
-        drawn = _invert(of_whole, [uniforms[i] for i in whole])
-        for i, token_id in zip(whole, drawn, strict=True):
-            token_ids[i] = token_id
-    for i, p in enumerate(params):
-        if p.top_p < 1:
-            row = weights[i].cpu().numpy()
-            kept = _nucleus(row, p.top_p)
-            token_ids[i] = _invert_kept(kept, row[kept], uniforms[i])
-    return token_ids
-
-
-def _draw_from_top(logits: Logits, params: SamplingParams, uniform: float) -> int:
-    """Draw from the top_k likeliest tokens of one row [V], or fewer whose mass reaches top_p."""
-    kept = _largest(logits, np.partition(logits, -params.top_k)[-params.top_k], params.top_k)
-    values = logits[kept].astype(np.float64)
-    weights = np.exp((values - values.max()) / params.temperature)
-    weights[weights < params.min_p] = 0.0
-    if params.top_p < 1:
-        # top_p is a share of what min_p and top_k leave.
-        chosen = _nucleus(weights, params.top_p)
-        kept, weights = kept[chosen], weights[chosen]
-    return _invert_kept(kept, weights, uniform)
-
-
-def _invert(weights: Tensor, uniforms: Seq[float]) -> list[int]:
-    """Where the cumulative distribution of each row [n, V] reaches its random number."""
+            places = to_device(np.asarray(cut, dtype=np.int64), logits.device)
+            weights.index_copy_(0, places, kept)
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    point = _column(uniforms, weights) * total
-    # The product may round up to the total, beyond the last token that has a probability.
-    point = torch.minimum(point, torch.nextafter(total, torch.zeros_like(total)))
-    token_ids: list[int] = torch.searchsorted(cumulative, point, right=True).squeeze(1).tolist()
-    return token_ids
+    # The product may round up to the total, beyond the last token that has a weight.
+    point = torch.minimum((uniform * total).long(), total - 1)
+    found = torch.searchsorted(cumulative, point, right=True)
+    return found.squeeze(1).clamp_(max=logits.shape[1] - 1)
 
 
-def _invert_kept(kept: Ids, weights: Floats, uniform: float) -> int:
-    """The same for one row, among the tokens that are left, in order of id."""
-    cumulative = np.cumsum(weights)
-    point = min(uniform * cumulative[-1], np.nextafter(cumulative[-1], 0.0))
-    return int(kept[np.searchsorted(cumulative, point, side="right")])
+def _largest_weight(vocab_size: int) -> float:
+    """A power of two: so many of it have a sum in 63 bits, and float64 holds it to the unit."""
+    return 2.0 ** min(52, 62 - vocab_size.bit_length())
 
 
-def _nucleus(weights: Floats, top_p: float) -> Ids:
-    """The places of the fewest largest weights whose mass reaches top_p of all of it, ascending.
+def _cuts(params: Seq[SamplingParams], vocab_size: int) -> list[list[int]]:
+    """The rows that top_k cuts and those that top_p alone does, which have more to rank."""
+    by_count = [i for i, p in enumerate(params) if 0 < p.top_k < vocab_size]
+    by_mass = [i for i, p in enumerate(params) if p.top_p < 1 and not 0 < p.top_k < vocab_size]
+    return [cut for cut in (by_count, by_mass) if cut]
 
-    Among equals the first are kept.
+
+def _cut(weights: Tensor, logits: Tensor, params: Seq[SamplingParams]) -> Tensor:
+    """The weights [n, V] with 0 where top_k or top_p leaves a token out. Of equals the first stay.
+
+    top_p is a share of what min_p and top_k leave.
     """
-    share = top_p * float(weights.sum())
-    least = _FIRST_LEAST
-    while True:
-        candidates = np.flatnonzero(weights >= least)
-        largest = np.sort(weights[candidates])[::-1]
-        num = int(np.searchsorted(np.cumsum(largest), share, side="left")) + 1
-        # With every token there, only rounding can keep the mass from the share.
-        if num <= len(largest) or len(candidates) == len(weights):
-            num = min(num, len(largest))
-            return candidates[_largest(weights[candidates], largest[num - 1], num)]
-        least = least * _LEAST_RATIO if least > _SMALLEST else 0.0
-
-
-def _largest(values: Floats | Logits, least: np.floating, num: int) -> Ids:
-    """The places of the `num` largest values, ascending, given the last of them.
-
-    Among equals the first are kept.
-    """
-    places = np.flatnonzero(values >= least)
-    if len(places) > num:
-        equals = np.flatnonzero(values[places] == least)
-        places = np.delete(places, equals[num - len(places) :])
-    return places
-
-
-def _column(values: Seq[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=like.device).unsqueeze(1)
+    vocab_size = logits.shape[1]
+    most = [p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params]
+    columns = np.asarray([most, [p.top_p for p in params]], dtype=np.float64)
+    top_k, top_p = to_device(columns, logits.device).unsqueeze(-1)
+    order = rank(logits, max(most))
+    kept = weights.gather(1, order)
+    kept.masked_fill_(torch.arange(max(most), device=logits.device) >= top_k, 0)
+    through = kept.cumsum(dim=-1)
+    needed = (top_p * through[:, -1:]).ceil().long()
+    kept.masked_fill_(through - kept >= needed, 0)
+    return torch.zeros_like(weights).scatter_(1, order, kept)

@@ -4,12 +4,27 @@ n rows    V vocabulary
 """
 
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.sequence import RawLogprobs
+from dijiang_runtime.engine.transfers import to_device, to_host
 from dijiang_runtime.ops.cpu import sampling
+
+
+class LogprobTensors(NamedTuple):
+    """Logprobs of n rows, where the logits are."""
+
+    chosen: Tensor
+    """Of each row's token. [n], float32."""
+    top_ids: Tensor
+    """The likeliest tokens, the likeliest first. [n, num], int64."""
+    top: Tensor
+    """Their logprobs. [n, num], float32."""
 
 
 def raw_logprobs(
@@ -23,42 +38,39 @@ def raw_logprobs(
         num_top: How many of the likeliest tokens to report for each row; at most V are.
         rows: Which rows; all of them where it is None.
     """
+    if not sampling.can_read(logits):
+        logits = logits if rows is None else logits[list(rows)]
+        ids = to_device(np.asarray(token_ids, dtype=np.int64), logits.device)
+        found = to_host(*logprob_tensors(logits, ids, max(num_top)))
+        return as_reported(token_ids, num_top, LogprobTensors(*found))
     most = min(max(num_top), logits.shape[1])
-    chosen, ids, values = (
-        sampling.logprobs(logits, range(len(logits)) if rows is None else rows, token_ids, most)
-        if sampling.can_read(logits)
-        else _logprobs(logits if rows is None else logits[list(rows)], token_ids, most)
-    )
-    found = zip(token_ids, chosen, num_top, ids, values, strict=True)
+    places = range(len(logits)) if rows is None else rows
+    return _as_reported(token_ids, num_top, *sampling.logprobs(logits, places, token_ids, most))
+
+
+def logprob_tensors(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
+    """The same in torch, on any device. token_ids [n], int64, lie on it as well."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    # Logits that differ may have one logprob, so it is they that are ranked.
+    ids = rank(logits, min(num_top, logits.shape[1]))
+    chosen = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    return LogprobTensors(chosen, ids, logprobs.gather(1, ids))
+
+
+def as_reported(token_ids: Seq[int], num_top: Seq[int], found: LogprobTensors) -> list[RawLogprobs]:
+    """What lies on the host by now, as many of the likeliest tokens as each row asked for."""
+    return _as_reported(token_ids, num_top, *(x.tolist() for x in found))
+
+
+def _as_reported(
+    token_ids: Seq[int],
+    num_top: Seq[int],
+    chosen: Seq[float],
+    ids: Seq[Seq[int]],
+    values: Seq[Seq[float]],
+) -> list[RawLogprobs]:
+    rows = zip(token_ids, chosen, num_top, ids, values, strict=True)
     return [
         RawLogprobs(token_id, logprob, tuple(top_ids[:num]), tuple(top[:num]))
-        for token_id, logprob, num, top_ids, top in found
+        for token_id, logprob, num, top_ids, top in rows
     ]
-
-
-def _logprobs(
-    logits: Tensor, token_ids: Seq[int], num_top: int
-) -> tuple[list[float], list[list[int]], list[list[float]]]:
-    """`sampling.logprobs` in torch, on any device."""
-    logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device).unsqueeze(1))
-    # Logits that differ may have one logprob.
-    _, ids = top_values(logits, num_top)
-    return chosen.squeeze(1).tolist(), ids.tolist(), logprobs.gather(1, ids).tolist()
-
-
-def top_values(x: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Return the `num` largest values of each row and their places, equals in order of place.
-
-    `torch.topk` alone leaves the order of equals open, and which of them are taken.
-    """
-    values, ids = torch.topk(x, num, dim=-1)
-    if num == 0:
-        return values, ids
-    num_reaching = (x >= values[:, -1:]).sum(dim=-1)
-    has_ties = (values[:, 1:] == values[:, :-1]).any(dim=-1) | (num_reaching > num)
-    for row in has_ties.nonzero().flatten().tolist():
-        candidates = (x[row] >= values[row, -1]).nonzero().flatten()
-        order = x[row, candidates].argsort(descending=True, stable=True)[:num]
-        ids[row] = candidates[order]
-    return values, ids

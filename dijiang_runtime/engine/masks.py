@@ -12,7 +12,7 @@ class TokenMask:
 
     def __init__(self, bits: npt.NDArray[np.int32]) -> None:
         """`bits` has shape [V / 32, rounded up]; token 0 is the lowest bit of the first number."""
-        self._bits = bits
+        self.bits = bits
         self.address: int = bits.ctypes.data
         self.num_bytes = bits.nbytes
 
@@ -25,8 +25,3 @@ class TokenMask:
         allowed = np.zeros(-(-vocab_size // 32) * 32, dtype=np.bool_)
         allowed[list(token_ids)] = True
         return cls(np.packbits(allowed, bitorder="little").view(np.int32))
-
-    def unpack(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Whether each token is in the set. Shape [V]."""
-        bits = np.unpackbits(self._bits.view(np.uint8), count=vocab_size, bitorder="little")
-        return bits.astype(np.bool_)

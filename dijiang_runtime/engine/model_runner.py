@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from dijiang_runtime.engine.batch import Batch, build_batch
+from dijiang_runtime.engine.device_sampler import finite_rows
 from dijiang_runtime.engine.embedding import pool_hidden
 from dijiang_runtime.engine.grammar import GrammarState, fill_masks
 from dijiang_runtime.engine.logprobs import raw_logprobs
-from dijiang_runtime.engine.sampler import SampledToken, Sampler, argmax
+from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
-from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
+from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
+from dijiang_runtime.engine.transfers import take_rows
 from dijiang_runtime.errors import NumericalError, RequestFailedError
 from dijiang_runtime.models.serving import ServingModel
 from dijiang_runtime.ops.cpu import sampling
@@ -82,13 +84,6 @@ class ModelRunner:
         pool = self._pool
         batch = build_batch(items, pool, pool.states.device, needs_tiles=self._needs_tiles)
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
-        finite_rows = [
-            hidden_is and state_is
-            for hidden_is, state_is in zip(
-                _finite_rows(hidden), batch.recurrence.finite_rows().tolist(), strict=True
-            )
-        ]
-        finite = {i for i, rows in enumerate(batch.rows) if all(finite_rows[rows])}
         prompts = range(batch.num_decodes, len(items))
         prompt_logprobs = {
             i: self._chunk_logprobs(items[i], hidden[batch.rows[i]])
@@ -100,25 +95,25 @@ class ModelRunner:
             for i in prompts
             if items[i].sequence.request.embed
         }
-        everyone, rows = _with_forks(items, forks, batch, finite)
+        everyone, rows = _with_forks(items, forks, batch)
         constrained = [i for i, item in enumerate(everyone) if item.sequence.matcher is not None]
         fill_masks(
             [everyone[i].sequence for i in constrained if everyone[i].completes_prompt],
             self._model.config.vocab_size,
         )
-        lost = {i for i in constrained if i in finite and _has_lost_grammar(everyone[i])}
-        finite -= lost
-        sampled = self._sample(everyone, rows, hidden, finite)
+        lost = {i for i in constrained if _has_lost_grammar(everyone[i])}
+        wanted = [i for i, item in enumerate(everyone) if i not in lost and _needs_token(item)]
+        sampled, finite = self._sample(everyone, rows, wanted, hidden, batch)
         results: Results = {}
         for i, item in enumerate(everyone):
-            if i in lost:
-                logger.error("request %s: its grammar is too complex", _id(item))
-                results[_id(item)] = StepResult(error=_TOO_COMPLEX)
-                continue
             if i not in finite:
                 if item.source is None:
                     logger.error("request %s: the model's output is not finite", _id(item))
                     results[_id(item)] = StepResult(error=_NOT_FINITE)
+                continue
+            if i in lost:
+                logger.error("request %s: its grammar is too complex", _id(item))
+                results[_id(item)] = StepResult(error=_TOO_COMPLEX)
                 continue
             token = sampled.get(i)
             results[_id(item)] = StepResult(
@@ -127,35 +122,59 @@ class ModelRunner:
                 prompt_logprobs=tuple(prompt_logprobs.get(i, ())),
                 pooled=pooled.get(i),
             )
-        for i in sorted(finite):
+        succeeded = sorted(finite - lost)
+        for i in succeeded:
             if (source := everyone[i].source) is not None:
                 self._pool.fork(source.slot, everyone[i].slot)
-        self._pool.commit(everyone[i].slot for i in sorted(finite))
+        self._pool.commit(everyone[i].slot for i in succeeded)
         return results
 
     def _sample(
         self,
         items: Seq[ScheduledSequence],
-        rows: Seq[int],
+        rows: Seq[range],
+        wanted: list[int],
+        hidden: Tensor,
+        batch: Batch,
+    ) -> tuple[dict[int, SampledToken], set[int]]:
+        """Sample for the items that are `wanted`, and find those whose step is finite throughout.
+
+        Args:
+            rows: The rows of each item, in `hidden`.
+        """
+        states_are = batch.recurrence.finite_rows()
+        if sampling.can_read(hidden):
+            pairs = zip(_finite_rows(hidden), states_are.tolist(), strict=True)
+            finite = _finite_items(rows, [hidden_is and state_is for hidden_is, state_is in pairs])
+            return self._sample_on_host(items, rows, wanted, hidden, finite), finite
+        is_finite = finite_rows(hidden) & states_are
+        if not wanted:
+            return {}, _finite_items(rows, is_finite.tolist())
+        logits = self._logits(take_rows(hidden, [rows[i][-1] for i in wanted]))
+        # Rows that are not finite get some token, too: nobody knows yet which they are.
+        pending = self._sampler.on_device.launch(logits, [items[i].sequence for i in wanted])
+        tokens, logits_are, [is_finite] = pending.read(is_finite)
+        finite = _finite_items(rows, is_finite.tolist())
+        finite.difference_update(i for i, ok in zip(wanted, logits_are, strict=True) if not ok)
+        sampled = zip(wanted, tokens, strict=True)
+        return {i: token for i, token in sampled if i in finite}, finite
+
+    def _sample_on_host(
+        self,
+        items: Seq[ScheduledSequence],
+        rows: Seq[range],
+        wanted: list[int],
         hidden: Tensor,
         finite: set[int],
     ) -> dict[int, SampledToken]:
-        """Sample for the items that need a token; take those with bad logits out of `finite`.
-
-        Args:
-            rows: The last row of each item, in `hidden`.
-        """
-        wanted = [
-            i
-            for i, item in enumerate(items)
-            if i in finite and item.completes_prompt and item.sequence.request.sampling.max_tokens
-        ]
+        """With the compiled kernels. Takes those with bad logits out of `finite`."""
+        wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        logits = self._logits(hidden[[rows[i] for i in wanted]])
-        is_finite, likeliest = _scan_rows(logits)
-        finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
+        logits = self._logits(hidden[[rows[i][-1] for i in wanted]])
+        is_finite, likeliest = sampling.scan_rows(logits, range(len(logits)))
         if not all(is_finite):
+            finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
             logits = logits[is_finite]
             likeliest = [best for best, ok in zip(likeliest, is_finite, strict=True) if ok]
             wanted = [i for i in wanted if i in finite]
@@ -195,40 +214,29 @@ class ModelRunner:
 
 
 def _with_forks(
-    items: Seq[ScheduledSequence], forks: Forks, batch: Batch, finite: set[int]
-) -> tuple[list[ScheduledSequence], list[int]]:
-    """The items and then their forks, with the last row of each, which forks share.
-
-    A fork of a row that is finite is added to `finite`.
-    """
-    rows = [some.stop - 1 for some in batch.rows]
+    items: Seq[ScheduledSequence], forks: Forks, batch: Batch
+) -> tuple[list[ScheduledSequence], list[range]]:
+    """The items and then their forks, with the rows of each. A fork's are its source's."""
+    rows = [range(some.start, some.stop) for some in batch.rows]
     place = {_id(item): i for i, item in enumerate(items)}
-    for i, fork in enumerate(forks, start=len(items)):
+    for fork in forks:
         assert fork.source is not None, "a fork has a source"
-        source = place[_id(fork.source)]
-        rows.append(rows[source])
-        if source in finite:
-            finite.add(i)
+        rows.append(rows[place[_id(fork.source)]])
     return [*items, *forks], rows
 
 
 def _finite_rows(x: Tensor) -> list[bool]:
-    """Which rows of x [n, V] hold finite values alone.
-
-    The extremes tell: both are NaN where any value is. Two passes over the values that write
-    nothing take a fifteenth of the time of `isfinite().all()`, and the kernels' one pass less.
-    """
-    if sampling.can_read(x):
-        return sampling.scan_rows(x, range(len(x)))[0]
-    found: list[bool] = ((x.amax(dim=1) < torch.inf) & (x.amin(dim=1) > -torch.inf)).tolist()
-    return found
+    """Which rows of x [n, V] hold finite values alone, found by the compiled kernels."""
+    return sampling.scan_rows(x, range(len(x)))[0]
 
 
-def _scan_rows(logits: Tensor) -> tuple[list[bool], list[int]]:
-    """Which rows of logits [n, V] hold finite values alone, and the likeliest token of each."""
-    if sampling.can_read(logits):
-        return sampling.scan_rows(logits, range(len(logits)))
-    return _finite_rows(logits), argmax(logits)
+def _finite_items(rows: Seq[range], is_finite: Seq[bool]) -> set[int]:
+    """The items all of whose rows are finite."""
+    return {i for i, some in enumerate(rows) if all(is_finite[some.start : some.stop])}
+
+
+def _needs_token(item: ScheduledSequence) -> bool:
+    return bool(item.completes_prompt and item.sequence.request.sampling.max_tokens)
 
 
 def _id(item: ScheduledSequence) -> str:

@@ -28,6 +28,13 @@ class RawLogprobs:
     top_logprobs: tuple[float, ...] = ()
 
 
+class SampledToken(NamedTuple):
+    """What the sampler chose for one row."""
+
+    token_id: int
+    logprobs: RawLogprobs | None
+
+
 class StepResult(NamedTuple):
     """What one step computed for one sequence."""
 

@@ -284,7 +284,9 @@ class FusedDecoder:
 def _parts(prefills: Sequence[PrefillSegment], first: int, device: torch.device) -> Tensor:
     """First row after the decodes, length, source and target of each part. [n, 4], int64."""
     rows = [[s.start - first, s.length, s.source, s.target] for s in prefills]
-    return torch.tensor(rows, device=device)
+    # From pinned memory a device takes it when it comes to it: the host does not wait.
+    parts = torch.tensor(rows, pin_memory=device.type == "cuda")
+    return parts.to(device, non_blocking=True)
 
 
 def _matrix(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:

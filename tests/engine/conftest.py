@@ -6,6 +6,7 @@ import torch
 
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.engine import Engine
+from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE
 
 
 @pytest.fixture
@@ -20,3 +21,10 @@ def make_engine(tiny_model: Path) -> Callable[..., Engine]:
 
     yield make
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(params=["kernels", "torch"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled kernels, or what runs on devices and without a compiler."""
+    if request.param == "torch":
+        monkeypatch.setenv(TARGET_VARIABLE, NO_TARGET)

@@ -73,6 +73,7 @@ def run(engine: Engine, requests: list[Request]) -> list[RequestOutput]:
     return outputs
 
 
+@pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("fault", ["exception", "nan", "inf"])
 @pytest.mark.parametrize("phase", ["first chunk", "last chunk", "decode"])
 def test_a_culprit_fails_alone_and_its_neighbours_do_not_notice(
@@ -141,6 +142,7 @@ def test_a_fault_that_passes_costs_nobody_anything(make_engine: MakeEngine) -> N
     assert got == expected
 
 
+@pytest.mark.usefixtures("implementation")
 def test_a_poisoned_state_ends_its_own_sequence_only(make_engine: MakeEngine) -> None:
     requests = [make_request(str(i), [5 + i] * 10, seed=i, max_tokens=20) for i in range(8)]
     expected = answers(run(make_engine(), requests))
@@ -202,6 +204,7 @@ def test_a_state_that_no_output_shows_fails_in_the_step_that_makes_it(
     assert output.error.kind == "NumericalError"
 
 
+@pytest.mark.usefixtures("implementation")
 def test_an_infinite_feature_mass_fails_in_the_step_that_reads_it(make_engine: MakeEngine) -> None:
     """It divides the read-out to 0, so that the model's output is finite."""
     engine = make_engine()
