@@ -6,6 +6,7 @@ the scheduler and the text.
 
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,7 +49,9 @@ class Bench:
         self._options = options
         self._progress = progress
         device = decoder_of(model).embed_tokens.weight.device
-        self._pool = StatePool(model.config.state, max(*options.batches, 2), device)
+        self._pool = StatePool(
+            model.config.state, max(*options.batches, 2), device, model.num_pending_tokens
+        )
         recorded = record_steps(model, self._pool.states, self._pool.scratch)
         self._runner = ModelRunner(recorded, self._pool, Sampler(()))
 
@@ -64,12 +67,13 @@ class Bench:
         }
 
     def decode_seconds(self, batch: int, position: int, steps: int) -> float:
-        """Seconds per step of so many sequences at a position."""
-        plan = self._decode_plan([position] * batch)
+        """Seconds per step of so many sequences at a position, over so many steps or a few more."""
+        decode = self._decode([(position, slot) for slot in range(1, batch + 1)])
         start = time.perf_counter()
-        for _ in range(steps):
-            self._execute(plan)
-        return (time.perf_counter() - start) / steps
+        num_calls = -(-steps // self._steps_per_call)
+        for _ in range(num_calls):
+            decode()
+        return (time.perf_counter() - start) / (num_calls * self._steps_per_call)
 
     def prefill_seconds(self, length: int) -> float:
         """Seconds that a prompt takes."""
@@ -77,30 +81,33 @@ class Bench:
 
     def _decode_by_batch(self) -> list[dict[str, Any]]:
         self._progress("decode by batch")
-        plans = {b: self._decode_plan([NEAR] * b) for b in self._options.batches}
-        timings = self._alternate({b: self._decode(plan) for b, plan in plans.items()})
+        decodes = {
+            b: self._decode([(NEAR, slot) for slot in range(1, b + 1)])
+            for b in self._options.batches
+        }
+        timings = self._alternate(decodes, self._steps_per_call)
         return [_row({"batch": b}, timing, b) for b, timing in timings.items()]
 
     def _decode_by_position(self) -> dict[str, Any] | None:
         limit = self._model.config.position_limit
         if limit is not None and limit <= FAR:
             return None
-        near = self._sequence(NEAR, slot=1)
-        far = self._sequence(FAR, slot=2)
         result: dict[str, Any] = {"prompt_was_run": self._options.full}
         if self._options.full:
             self._progress(f"prefill of {FAR:,} tokens")
-            self._prefill(near)
-            seconds = self._prefill(far)
+            self._prefill(self._sequence(NEAR, slot=1))
+            seconds = self._prefill(self._sequence(FAR, slot=2))
             result |= {"prefill_seconds": seconds, "prefill_tokens_per_second": FAR / seconds}
         self._progress("decode by position")
-        plans = {NEAR: _decodes([near]), FAR: _decodes([far])}
-        timings = self._alternate({p: self._decode(plan) for p, plan in plans.items()})
+        decodes = {NEAR: self._decode([(NEAR, 1)]), FAR: self._decode([(FAR, 2)])}
+        timings = self._alternate(decodes, self._steps_per_call)
         rows = [_row({"position": p}, timing, 1) for p, timing in timings.items()]
         result["rows"] = rows
         result["ratio"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
         # Slots have one size, allocated once: these bytes are all that either position takes.
-        result["state_bytes"] = StatePool.bytes_per_slot(self._model.config.state)
+        result["state_bytes"] = StatePool.bytes_per_slot(
+            self._model.config.state, self._model.num_pending_tokens
+        )
         return result
 
     def _prefill_by_length(self) -> list[dict[str, Any]]:
@@ -112,11 +119,13 @@ class Bench:
         timings = self._alternate(contenders)
         return [_row({"length": n}, timing, n) for n, timing in timings.items()]
 
-    def _decode_plan(self, positions: list[int]) -> SchedulerOutput:
-        return _decodes([self._sequence(p, slot=i + 1) for i, p in enumerate(positions)])
+    @property
+    def _steps_per_call(self) -> int:
+        """Steps of which one writes the states: what they take is an average over these."""
+        return self._model.num_pending_tokens + 1
 
-    def _sequence(self, num_prompt_tokens: int, *, slot: int) -> Sequence:
-        """A sequence past its prompt, with one output token that it has not read."""
+    def _sequence(self, num_prompt_tokens: int, *, slot: int, num_decoded: int = 0) -> Sequence:
+        """A sequence past its prompt and so many tokens, with one that it has not read."""
         vocab_size = self._model.config.vocab_size
         request = Request(
             request_id=f"bench-{slot}",
@@ -125,14 +134,26 @@ class Bench:
             arrival_time=0.0,
         )
         sequence = Sequence(request, seed=0, slot=slot)
-        sequence.append(1)
-        sequence.num_computed_tokens = num_prompt_tokens
+        for _ in range(num_decoded + 1):
+            sequence.append(1)
+        sequence.num_computed_tokens = num_prompt_tokens + num_decoded
         return sequence
 
-    def _decode(self, plan: SchedulerOutput) -> Callable[[], object]:
-        # The plan is not advanced: every call reads the same token at the same position, from the
-        # state that the last one committed.
-        return lambda: self._execute(plan)
+    def _decode(self, places: Seq[tuple[int, int]]) -> Callable[[], object]:
+        """`_steps_per_call` steps from a position on, of a sequence for each position and slot."""
+        plans = []
+        for number in range(self._steps_per_call):
+            sequences = [self._sequence(p, slot=s, num_decoded=number) for p, s in places]
+            decodes = tuple(ScheduledSequence(sequence, 1) for sequence in sequences)
+            plans.append(SchedulerOutput(decodes=decodes))
+
+        def call() -> None:
+            # Every call reads the same tokens at the same positions, from the states that the last
+            # one committed.
+            for plan in plans:
+                self._execute(plan)
+
+        return call
 
     def _execute(self, plan: SchedulerOutput) -> None:
         for result in self._runner.execute(plan):
@@ -153,12 +174,11 @@ class Bench:
             new_slots = ()
         return time.perf_counter() - start
 
-    def _alternate(self, contenders: Mapping[int, Callable[[], object]]) -> dict[int, Timing]:
-        return alternate(contenders, rounds=self._options.rounds)
-
-
-def _decodes(sequences: list[Sequence]) -> SchedulerOutput:
-    return SchedulerOutput(decodes=tuple(ScheduledSequence(s, 1) for s in sequences))
+    def _alternate(
+        self, contenders: Mapping[int, Callable[[], object]], steps_per_call: int = 1
+    ) -> dict[int, Timing]:
+        timings = alternate(contenders, rounds=self._options.rounds)
+        return {key: timing.divided_by(steps_per_call) for key, timing in timings.items()}
 
 
 def _row(key: dict[str, int], timing: Timing, num_tokens: int) -> dict[str, Any]:

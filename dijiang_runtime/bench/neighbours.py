@@ -50,7 +50,7 @@ class NeighboursBench:
         self._model = model
         self._batch = batch
         device = decoder_of(model).embed_tokens.weight.device
-        pool = StatePool(model.config.state, batch, device)
+        pool = StatePool(model.config.state, batch, device, model.num_pending_tokens)
         self._runner = ModelRunner(model, pool, Sampler(()))
         *self._opening, self._letter = tokenizer.encode('{"name": "a', add_special_tokens=False)
         eos = tokenizer.eos_ids or (0,)

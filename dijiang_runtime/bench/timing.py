@@ -1,6 +1,7 @@
 """Timing things side by side: in turns, round after round, so that a change in the machine's mood
 meets all of them alike."""
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
@@ -28,6 +29,15 @@ class Timing:
     num_rounds: int
     num_disturbed: int
     """Rounds in which others used the machine. They are left out, unless too few are left."""
+
+    def divided_by(self, num: int) -> "Timing":
+        """Of one of so many equal parts of a call."""
+        return dataclasses.replace(
+            self,
+            median=self.median / num,
+            lower_quartile=self.lower_quartile / num,
+            upper_quartile=self.upper_quartile / num,
+        )
 
 
 def alternate(contenders: Mapping[Key, Callable[[], object]], *, rounds: int) -> dict[Key, Timing]:

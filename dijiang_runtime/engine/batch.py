@@ -17,7 +17,7 @@ from torch import Tensor
 from dijiang_runtime.engine.scheduler import ScheduledSequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.engine.transfers import to_device
-from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
+from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence, PrefillSegment
 from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
 
 
@@ -33,6 +33,8 @@ class Batch:
     """Which rows each scheduled sequence has, in the order of the plan, padding left out."""
     num_decodes: int
     """Sequences that decode. They come first."""
+    kept: frozenset[int]
+    """The places of those that keep their state, and leave their token pending."""
 
 
 def build_batch(
@@ -49,8 +51,9 @@ def build_batch(
         rows.add(item)
     if needs_tiles:
         rows.pad(row_tiles(len(decodes)))
+    kept = frozenset(i for i, item in enumerate(decodes) if not _folds(item, pool))
     source = [pool.source(item.slot) for item in decodes]
-    target = [pool.target(item.slot) for item in decodes]
+    target = [source[i] if i in kept else pool.target(item.slot) for i, item in enumerate(decodes)]
     segments = []
     for item in prefills:
         start, slot = len(rows.token_ids), item.slot
@@ -60,19 +63,40 @@ def build_batch(
         if needs_tiles:
             rows.pad(prompt_tiles(item.num_tokens))
 
-    # One transfer for all four.
-    parts = rows.token_ids, rows.positions, source, target
+    slots = [item.slot for item in decodes]
+    counts = [_num_pending(item, pool) for item in decodes]
+    # One transfer for all.
+    parts = rows.token_ids, rows.positions, source, target, slots, counts
     integers = to_device(np.asarray(list(chain(*parts)), dtype=np.int64), device)
     sizes = [len(part) for part in parts]
-    token_ids, positions, source_rows, target_rows = torch.split(integers, sizes)
+    token_ids, positions, source_rows, target_rows, *where = torch.split(integers, sizes)
+    pending = PendingTokens(pool.pending, *where) if pool.num_pending_tokens else None
     return Batch(
         token_ids=token_ids,
         positions=positions,
         tiles=tuple(rows.tiles),
-        recurrence=PooledRecurrence(pool.states, source_rows, target_rows, segments, pool.caches),
+        recurrence=PooledRecurrence(
+            pool.states, source_rows, target_rows, segments, pool.caches, pending
+        ),
         rows=tuple(rows.slices),
         num_decodes=len(decodes),
+        kept=kept,
     )
+
+
+def _folds(item: ScheduledSequence, pool: StatePool) -> bool:
+    """Whether a decode takes the tokens that are pending, and its own, into the state.
+
+    A matter of its position alone, so that its bits do not depend on when it was scheduled.
+    """
+    return (item.sequence.num_computed_tokens + 1) % (pool.num_pending_tokens + 1) == 0
+
+
+def _num_pending(item: ScheduledSequence, pool: StatePool) -> int:
+    """Tokens of a decode that are pending: those since the last fold, or since the prompt."""
+    position = item.sequence.num_computed_tokens
+    since_fold = position % (pool.num_pending_tokens + 1)
+    return min(since_fold, position - item.sequence.num_prompt_tokens)
 
 
 @dataclass(slots=True)

@@ -50,8 +50,9 @@ def load(config: EngineConfig) -> LoadedEngine:
     tokenizer = Tokenizer.load(config.model)
     model, dtype = load_for_serving(config.model, device, config.dtype)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
-    num_slots = count_slots(config, model.config, device)
-    pool = StatePool(model.config.state, num_slots, device)
+    num_pending = model.num_pending_tokens
+    num_slots = count_slots(config, model.config, device, num_pending)
+    pool = StatePool(model.config.state, num_slots, device, num_pending)
     if config.cuda_graphs:
         model = record_steps(model, pool.states, pool.scratch)
     info = EngineInfo(
@@ -63,7 +64,7 @@ def load(config: EngineConfig) -> LoadedEngine:
         else model.config.bos_token_id,
         eos_token_ids=eos_token_ids,
         num_slots=num_slots,
-        state_bytes_per_sequence=StatePool.bytes_per_slot(model.config.state),
+        state_bytes_per_sequence=StatePool.bytes_per_slot(model.config.state, num_pending),
         state_bytes_total=pool.num_bytes,
         parent_kv_cache_bytes_per_token=model.config.parent_kv_cache_bytes_per_token,
         num_parameters=num_parameters(decoder_of(model)),
@@ -98,14 +99,17 @@ def default_num_threads() -> int:
 
 
 def count_slots(
-    config: EngineConfig, model: ModelConfig, device: torch.device | None = None
+    config: EngineConfig,
+    model: ModelConfig,
+    device: torch.device | None = None,
+    num_pending_tokens: int = 0,
 ) -> int:
     """How many sequences may run at once, in the memory of the device: the CPU's by default.
 
     Raises:
         ModelLoadError: with the figures, if the states asked for do not fit.
     """
-    per_slot = StatePool.bytes_per_slot(model.state)
+    per_slot = StatePool.bytes_per_slot(model.state, num_pending_tokens)
     if device is not None and device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:

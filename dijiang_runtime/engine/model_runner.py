@@ -126,7 +126,7 @@ class ModelRunner:
         for i in succeeded:
             if (source := everyone[i].source) is not None:
                 self._pool.fork(source.slot, everyone[i].slot)
-        self._pool.commit(everyone[i].slot for i in succeeded)
+        self._pool.commit(everyone[i].slot for i in succeeded if i not in batch.kept)
         return results
 
     def _sample(

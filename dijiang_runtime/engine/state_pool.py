@@ -1,5 +1,6 @@
 """The recurrent states of all running sequences."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,10 +14,18 @@ class StatePool:
 
     A slot has the same size however long its sequence grows, so the pool is allocated once. A step
     reads a slot's committed row and writes the other; `commit` makes that one the committed row.
-    A step that fails changes nothing. Slot 0 is scratch: padding reads and writes it.
+    Or it reads the committed row alone and leaves its token pending, where a repetition of the step
+    would write the same. A step that fails changes nothing. Slot 0 is scratch: padding reads and
+    writes it.
     """
 
-    def __init__(self, spec: StateSpec, num_slots: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        spec: StateSpec,
+        num_slots: int,
+        device: torch.device | str = "cpu",
+        num_pending_tokens: int = 0,
+    ) -> None:
         num_rows = 2 * (num_slots + 1)
         self.states: Tensor = torch.zeros(
             spec.state_shape(num_rows), dtype=torch.float32, device=device
@@ -25,16 +34,22 @@ class StatePool:
         self.caches: Tensor = torch.zeros(
             spec.cache_shape(num_rows), dtype=torch.float32, device=device
         )
+        self.num_pending_tokens = num_pending_tokens
+        self.pending: Tensor = torch.zeros(
+            spec.pending_shape(num_slots + 1, num_pending_tokens),
+            dtype=torch.float32,
+            device=device,
+        )
         # Which of its two rows a slot's committed state is in: 0 or 1.
         self._committed = [0] * (num_slots + 1)
 
     @staticmethod
-    def bytes_per_slot(spec: StateSpec) -> int:
-        return 2 * spec.num_bytes
+    def bytes_per_slot(spec: StateSpec, num_pending_tokens: int = 0) -> int:
+        return 2 * spec.num_bytes + 4 * math.prod(spec.pending_shape(1, num_pending_tokens))
 
     @property
     def num_bytes(self) -> int:
-        return self.states.nbytes + self.caches.nbytes
+        return self.states.nbytes + self.caches.nbytes + self.pending.nbytes
 
     @property
     def scratch(self) -> tuple[int, int]:
@@ -54,6 +69,7 @@ class StatePool:
         for slot in slots:
             self.states[:, self.source(slot)].zero_()
             self.caches[:, self.source(slot)].zero_()
+            self.pending[:, slot].zero_()
 
     def fork(self, slot: int, into: int) -> None:
         """Make what the step wrote for `slot` the next state of the slot `into` as well."""

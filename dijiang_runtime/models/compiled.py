@@ -15,7 +15,7 @@ from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import OPT_POSITION_OFFSET, Decoder
 from dijiang_runtime.models.layers import RMSNorm
 from dijiang_runtime.models.packed import PackedLinear, pack_model
-from dijiang_runtime.models.recurrence import PooledRecurrence
+from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence
 from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.library import (
     FORMATS,
@@ -28,6 +28,10 @@ from dijiang_runtime.ops.cpu.library import (
 )
 from dijiang_runtime.ops.cpu.packed import WeightFormat
 from dijiang_runtime.ops.linear import CHUNK_TILE, Tiles
+
+NUM_PENDING_TOKENS = 3
+"""Tokens that a state may lag behind. Writing a state takes as long as reading it, so it is written
+every fourth step; more would save little, and their own keys and values must be read as well."""
 
 _LANES = 16
 _NORMS = {"layernorm": 0, "rmsnorm": 1}
@@ -56,6 +60,7 @@ class CompiledDecoder:
     """What the engine needs of a decoder. Rows need no tiles: their bits never depend on others."""
 
     needs_tiles = False
+    num_pending_tokens = NUM_PENDING_TOKENS
 
     def __init__(self, model: Decoder, context: Context) -> None:
         """`model` has packed matrices and a config that is covered."""
@@ -83,6 +88,7 @@ class CompiledDecoder:
         prefills = recurrence.prefills
         segments = torch.tensor([[s.start, s.length, s.source, s.target] for s in prefills])
         finite = torch.ones(len(x), dtype=torch.bool)
+        pending = recurrence.pending or self._none_pending(len(recurrence.decode_source))
         batch = BatchStruct(
             x=x.data_ptr(),
             positions=positions.data_ptr(),
@@ -95,6 +101,11 @@ class CompiledDecoder:
             states=recurrence.states.data_ptr(),
             layer_stride=recurrence.states.stride(0),
             finite=finite.data_ptr(),
+            pending=pending.store.data_ptr(),
+            pending_layer_stride=pending.store.stride(0),
+            pending_head_stride=pending.store.stride(2),
+            pending_rows=pending.slots.data_ptr(),
+            pending_counts=pending.counts.data_ptr(),
         )
         context = self.context
         context.kernels.dijiang_forward(
@@ -109,6 +120,10 @@ class CompiledDecoder:
             hidden = self.model.project_out(hidden)
         logits: Tensor = self.model.lm_head(hidden)
         return logits
+
+    def _none_pending(self, num_decodes: int) -> PendingTokens:
+        none = torch.zeros(num_decodes, dtype=torch.int64)
+        return PendingTokens(torch.empty(self.config.state.pending_shape(1, 0)), none, none)
 
     def _decoder(self) -> DecoderStruct:
         config, attention, state = self.config, self.config.attention, self.config.state

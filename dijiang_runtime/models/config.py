@@ -208,6 +208,12 @@ class StateSpec:
         """`[layers, rows, H, K, V]`"""
         return (self.num_layers, num_rows, self.num_heads, self.key_dim, self.value_dim)
 
+    def pending_shape(self, num_slots: int, num_tokens: int) -> tuple[int, ...]:
+        """`[layers, slots, H, tokens, K + d]`: features of the key and the value of so many tokens
+        that a state has not taken in yet."""
+        of_token = self.key_dim + self.head_dim
+        return (self.num_layers, num_slots, self.num_heads, num_tokens, of_token)
+
     def cache_shape(self, num_rows: int) -> tuple[int, ...]:
         """`[layers, rows, H, 2, cache tokens, d]`, without elements where there is no window."""
         return (self.num_layers, num_rows, self.num_heads, 2, self.cache_tokens, self.head_dim)

@@ -58,6 +58,7 @@ class Decoder(nn.Module):
 
     rotary_frequencies: Tensor
     needs_tiles = True
+    num_pending_tokens = 0
     """Whether a row's bits depend on the size of the tile that it is computed in."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -66,6 +66,7 @@ class FusedDecoder:
     """What the engine needs of a decoder. Rows need no tiles: their bits never depend on others."""
 
     needs_tiles = False
+    num_pending_tokens = 0
 
     def __init__(self, model: Decoder) -> None:
         """`model` is on its device, in its dtype, and has a config that is covered. Its matrices

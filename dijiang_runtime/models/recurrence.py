@@ -75,6 +75,18 @@ class PrefillSegment:
     """Row that receives the state after it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PendingTokens:
+    """Tokens that the decodes of a step have read and their states have not taken in."""
+
+    store: Tensor
+    """Of all slots. Shape `StateSpec.pending_shape`, float32."""
+    slots: Tensor
+    """The slot of each decode. Int64."""
+    counts: Tensor
+    """How many tokens are pending there, before the step. Int64."""
+
+
 class PooledRecurrence:
     """The rows of one engine step: decodes first, then parts of prompts, states by index.
 
@@ -89,6 +101,7 @@ class PooledRecurrence:
         decode_target: Tensor,
         prefills: Sequence[PrefillSegment] = (),
         caches: Tensor | None = None,
+        pending: PendingTokens | None = None,
     ) -> None:
         """
         Args:
@@ -99,12 +112,15 @@ class PooledRecurrence:
                 neither are padding: their read-out is 0.
             caches: Keys and values of the windows, of a model that has them. Shape
                 [layers, rows, H, 2, S + W, d], float32; rows as in `states`.
+            pending: Of a model that leaves tokens pending. A decode whose target is its source
+                keeps its state and adds its token to them; another one takes all of them in.
         """
         self.states = states
         self.decode_source = decode_source
         self.decode_target = decode_target
         self.prefills = prefills
         self.caches = caches
+        self.pending = pending
         self._finite: list[Tensor] = []
 
     def finite_rows(self) -> Tensor:

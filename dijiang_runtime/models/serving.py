@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from dijiang_runtime.errors import ModelLoadError
-from dijiang_runtime.models.compiled import CompiledDecoder, prepare
+from dijiang_runtime.models import compiled
+from dijiang_runtime.models.compiled import NUM_PENDING_TOKENS, CompiledDecoder, prepare
+from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.fused import FusedDecoder, is_covered
 from dijiang_runtime.models.graphed import CudaRecorder, GraphedDecoder, sizes_to_record
@@ -39,6 +41,11 @@ def load_for_serving(
         ModelLoadError: the folder cannot be loaded, or not in this dtype here.
     """
     return serve_in(load_model(folder, dtype=None), device, dtype)
+
+
+def num_pending_tokens(config: ModelConfig) -> int:
+    """Tokens that states may lag behind where the CPU serves such a model."""
+    return NUM_PENDING_TOKENS if cpu.is_available() and compiled.is_covered(config) else 0
 
 
 def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[ServingModel, str]:

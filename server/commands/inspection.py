@@ -46,11 +46,14 @@ def gather(folder: Path) -> dict[str, Any]:
     """Everything that the command shows, as plain numbers."""
     from dijiang_runtime.config import EngineConfig
     from dijiang_runtime.engine.loading import count_slots
+    from dijiang_runtime.engine.state_pool import StatePool
     from dijiang_runtime.models.loader import load_config
+    from dijiang_runtime.models.serving import num_pending_tokens
 
     config = load_config(folder)
     kv_bytes_per_token = config.parent_kv_cache_bytes_per_token
     state = config.state
+    num_pending = num_pending_tokens(config)
     return {
         "model": folder.name,
         "family": config.family,
@@ -69,8 +72,10 @@ def gather(folder: Path) -> dict[str, Any]:
         "sinks": config.attention.sinks,
         "state_bytes": state.num_bytes,
         # A step writes beside the state that it reads, so a slot holds two.
-        "slot_bytes": 2 * state.num_bytes,
-        "num_slots": count_slots(EngineConfig(model=folder), config),
+        "slot_bytes": StatePool.bytes_per_slot(state, num_pending),
+        "num_slots": count_slots(
+            EngineConfig(model=folder), config, num_pending_tokens=num_pending
+        ),
         "kv_cache_bytes_per_token": kv_bytes_per_token,
         "kv_cache_bytes": {length: length * kv_bytes_per_token for length in LENGTHS},
         "break_even_tokens": -(-state.num_bytes // kv_bytes_per_token),

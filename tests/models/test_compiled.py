@@ -11,7 +11,7 @@ from dijiang_runtime.models.config import AttentionConfig, ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.presets import attention_config
-from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
+from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence, PrefillSegment
 from dijiang_runtime.ops.cpu.library import TARGET_VARIABLE, targets
 from dijiang_runtime.ops.cpu.packed import WeightFormat, unpack
 
@@ -111,9 +111,17 @@ def unpacked(model: CompiledDecoder) -> Decoder:
     return decoder.double().eval().requires_grad_(False)
 
 
-def run(model: CompiledDecoder, ids: Tensor, cuts: list[int]) -> tuple[Tensor, PooledRecurrence]:
-    """Logits of one sequence, its prompt cut in parts and the rest decoded token by token."""
+def run(
+    model: CompiledDecoder, ids: Tensor, cuts: list[int], num_pending: int = 0
+) -> tuple[Tensor, PooledRecurrence]:
+    """Logits of one sequence, its prompt cut in parts and the rest decoded token by token.
+
+    The state may lag so many tokens behind.
+    """
     spec = model.config.state
+    generator = torch.Generator().manual_seed(2)
+    store = torch.randn(spec.pending_shape(3, num_pending), generator=generator)
+    num_left = 0
     shape = (spec.num_layers, 6, spec.num_heads, spec.key_dim, spec.value_dim)
     states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     source, target = 2, 3
@@ -123,33 +131,47 @@ def run(model: CompiledDecoder, ids: Tensor, cuts: list[int]) -> tuple[Tensor, P
     logits = []
     for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         rows = slice(start, stop)
+        wrote = target
         if stop - start == 1:
-            recurrence = PooledRecurrence(states, torch.tensor([source]), torch.tensor([target]))
+            is_kept = num_left < num_pending
+            wrote = source if is_kept else target
+            pending = PendingTokens(store, torch.tensor([1]), torch.tensor([num_left]))
+            recurrence = PooledRecurrence(
+                states, torch.tensor([source]), torch.tensor([wrote]), pending=pending
+            )
+            num_left = num_left + 1 if is_kept else 0
         else:
             segment = PrefillSegment(0, stop - start, source, target)
             recurrence = PooledRecurrence(states, none, none, [segment])
-        before = states.clone()
+        before, pending_before = states.clone(), store.clone()
         hidden = model.hidden(ids[rows], positions[rows].contiguous(), recurrence)
-        others = [row for row in range(6) if row != target]
+        others = [row for row in range(6) if row != wrote or row == source]
         assert torch.equal(states[:, others], before[:, others])
+        assert torch.equal(store[:, [0, 2]], pending_before[:, [0, 2]])
         assert recurrence.finite_rows().all()
         logits.append(model.logits(hidden))
-        source, target = target, source
+        if wrote == target:
+            source, target = target, source
     return torch.cat(logits), recurrence
 
 
+@pytest.mark.parametrize("num_pending", [0, 3])
 @pytest.mark.parametrize("target", targets())
 @pytest.mark.parametrize("weight_format", TOLERANCE)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_step_computes_what_the_decoder_computes(
-    name: str, weight_format: WeightFormat, target: str, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    weight_format: WeightFormat,
+    target: str,
+    num_pending: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(TARGET_VARIABLE, target)
     model = prepare(make_model(**MODELS[name]), weight_format)
     assert isinstance(model, CompiledDecoder)
     ids = torch.randint(380, (LENGTH,), generator=torch.Generator().manual_seed(1))
 
-    ours, _ = run(model, ids, [64, 140, *range(141, LENGTH)])
+    ours, _ = run(model, ids, [64, 140, *range(141, LENGTH)], num_pending)
 
     truth = unpacked(model)(ids[None])[0]
     assert float((ours - truth).norm() / truth.norm()) < TOLERANCE[weight_format]
@@ -199,10 +221,15 @@ def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
     assert finite[4:] == [True, True]
 
 
-def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches() -> None:
+@pytest.mark.parametrize("num_left", [0, 3])
+def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches(
+    num_left: int,
+) -> None:
     model = prepare(make_model(), "int8")
     assert isinstance(model, CompiledDecoder)
     spec, rows = model.config.state, 300
+    store = torch.rand(spec.pending_shape(rows, 3))
+    counts = torch.full((rows,), num_left)
     assert 2 * rows * spec.num_bytes > 8 * 2**20
     shape = (spec.num_layers, 2 * rows, spec.num_heads, spec.key_dim, spec.value_dim)
     together = torch.rand(shape, generator=torch.Generator().manual_seed(0))
@@ -210,10 +237,46 @@ def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches
     ids = torch.arange(rows)
     places = torch.arange(2 * rows).reshape(rows, 2).T.contiguous()
 
-    hidden = model.hidden(ids, ids, PooledRecurrence(together, *places))
+    pending = PendingTokens(store, ids, counts)
+    hidden = model.hidden(ids, ids, PooledRecurrence(together, *places, pending=pending))
 
     for row in (0, 7, rows - 1):
         one = slice(row, row + 1)
-        recurrence = PooledRecurrence(alone, *places[:, one].contiguous())
+        pending = PendingTokens(store, ids[one], counts[one])
+        recurrence = PooledRecurrence(alone, *places[:, one].contiguous(), pending=pending)
         assert torch.equal(model.hidden(ids[one], ids[one], recurrence)[0], hidden[row])
         assert torch.equal(alone[:, 2 * row + 1], together[:, 2 * row + 1])
+
+
+def test_a_decode_that_is_repeated_from_the_same_state_has_the_same_bits() -> None:
+    """A step that failed is run again, whether or not it left its token pending."""
+    model = prepare(make_model(), "int8")
+    assert isinstance(model, CompiledDecoder)
+    spec = model.config.state
+    states = torch.rand(spec.state_shape(2))
+    store = torch.rand(spec.pending_shape(1, 3))
+    zero = torch.tensor([0])
+    for num_left, target in ((0, 0), (2, 0), (3, 1)):
+        pending = PendingTokens(store, zero, torch.tensor([num_left]))
+        outcomes = []
+        for _ in range(2):
+            recurrence = PooledRecurrence(states, zero, torch.tensor([target]), pending=pending)
+            hidden = model.hidden(torch.tensor([5]), torch.tensor([9]), recurrence)
+            outcomes.append((hidden, states.clone(), store.clone()))
+        for first, second in zip(*outcomes, strict=True):
+            assert torch.equal(first, second)
+
+
+def test_a_pending_token_that_is_not_finite_is_reported_by_its_row() -> None:
+    model = prepare(make_model(), "int8")
+    assert isinstance(model, CompiledDecoder)
+    spec = model.config.state
+    states = torch.rand(spec.state_shape(4))
+    store = torch.rand(spec.pending_shape(2, 3))
+    store[0, 1, 0, 1, -1] = float("inf")
+    rows = torch.tensor([0, 2])
+    pending = PendingTokens(store, torch.tensor([0, 1]), torch.tensor([2, 2]))
+    for target in (rows, rows + 1):
+        recurrence = PooledRecurrence(states, rows, target, pending=pending)
+        model.hidden(torch.tensor([5, 6]), torch.tensor([9, 9]), recurrence)
+        assert recurrence.finite_rows().tolist() == [True, False]

@@ -119,19 +119,30 @@ static void prepare_decodes(const Decoder &d, const Layer &layer, const Projecte
     prepare(p.k + head * dim, d.value_size(), 1.0f, to.key + place * m, m);
 }
 
-// One head of one decode, whose features are ready.
+// One head of one decode, whose features are ready. Where its state stays where it is, the token is
+// left pending.
 static void step_decode(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
                         int64_t num_decodes, int64_t head, const DecodeFeatures &from,
-                        const float *state, float *next, bool streamed, const HeadScratch &s) {
+                        const float *state, float *next, const Pending &pending, bool streamed,
+                        const HeadScratch &s) {
     const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
     const int64_t place = head * num_decodes + row;
-    const float decay = layer.powers[head * (kChunk + 1) + 1];
-    const HeadInput in{from.query + place * group * m, from.key + place * m,
-                       p.v + row * d.value_size() + head * dim, decay, group, m, dim};
+    const HeadInput in{from.query + place * group * m,
+                       from.key + place * m,
+                       p.v + row * d.value_size() + head * dim,
+                       layer.powers + head * (kChunk + 1),
+                       group,
+                       m,
+                       dim,
+                       pending};
     float *out = s.out, *mass = s.out + group * dim;
-    step_head(state, next, in, out, streamed);
     const bool is_normalised = d.value_dim > dim;
-    if (is_normalised) step_mass(masses_of(d, state), masses_of(d, next), in, mass);
+    if (state == next) {
+        step_pending(state, is_normalised ? masses_of(d, state) : nullptr, in, out, mass);
+    } else {
+        step_head(state, next, in, out, streamed);
+        if (is_normalised) step_mass(masses_of(d, state), masses_of(d, next), in, mass);
+    }
     // They sum over the whole of the next state, so they are finite only if the state is.
     if (!is_finite(out, group * d.value_dim)) p.spoil(row);
     float *y = p.y + row * d.query_size() + head * group * dim;

@@ -161,9 +161,13 @@ private:
             prepare_decodes(d_, layer, p, first, end < decodes ? end : decodes, decodes, head,
                             m_.features, scratch);
         };
+        float *pending = b_.pending + (&layer - d_.layers) * b_.pending_layer_stride;
         const auto step = [&](int64_t row, int64_t head, const HeadScratch &scratch) {
+            float *tokens = pending + (b_.pending_rows[row] * heads + head) * b_.pending_head_stride;
             step_decode(d_, layer, p, row, decodes, head, m_.features, state_of(b_.source[row], head),
-                        state_of(b_.target[row], head), streamed_, scratch);
+                        state_of(b_.target[row], head),
+                        {tokens, b_.pending_counts[row], d_.num_features, d_.head_dim}, streamed_,
+                        scratch);
         };
         team_.for_each((blocks + b_.num_segments) * heads, [&](int64_t task, int member) {
             const HeadScratch scratch = scratch_of(member);

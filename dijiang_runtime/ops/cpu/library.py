@@ -73,7 +73,9 @@ class BatchStruct(_Struct):
         *_fields(c_int64, "num_rows num_decodes num_segments"),
         *_fields(c_void_p, "source target segments states"),
         ("layer_stride", c_int64),
-        ("finite", c_void_p),
+        *_fields(c_void_p, "finite pending"),
+        *_fields(c_int64, "pending_layer_stride pending_head_stride"),
+        *_fields(c_void_p, "pending_rows pending_counts"),
     ]
 
 

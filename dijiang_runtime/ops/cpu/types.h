@@ -63,7 +63,9 @@ struct Segment {
 };
 
 // The rows of one step: decodes first, then segments. Written in place: x [rows, hidden_size] and
-// the target rows of states [num_layers, *, num_kv_heads, num_features, value_dim].
+// the target rows of states [num_layers, *, num_kv_heads, num_features, value_dim]. A decode whose
+// target is its source keeps its state; its token goes to `pending`, after those that are there:
+// [num_layers, *, num_kv_heads, *, num_features + head_dim], the features of the key and the value.
 struct Batch {
     float *x;
     const int64_t *positions;
@@ -73,6 +75,9 @@ struct Batch {
     float *states;
     int64_t layer_stride;  // Floats of one layer's states.
     uint8_t *finite;       // [rows], set by the caller; cleared where a state or read-out is not.
+    float *pending;
+    int64_t pending_layer_stride, pending_head_stride;
+    const int64_t *pending_rows, *pending_counts;  // Of each decode.
 };
 
 // One token of decayed linear attention; see `recurrent_step.inl`.
