@@ -1,18 +1,25 @@
 """The engine beside what the machine can do and beside other engines, in one run, in turns."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from dijiang_runtime.bench.ceilings import LARGE_BYTES, matrix_peak, read_bandwidth
 from dijiang_runtime.bench.engine import Bench, BenchOptions
 from dijiang_runtime.bench.facts import describe_machine, describe_model
 from dijiang_runtime.bench.peers import Peer
+from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.serving import ServingModel, decoder_of
 
 Progress = Callable[[str], None]
+
+PROMPT_ROWS = BenchOptions().max_batched_tokens
+"""Rows of a step that a long prompt has to itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,7 @@ class RatioBench:
         batches = tuple(batch for batch, _ in options.decodes)
         self._engine = Bench(model, BenchOptions(batches=batches), progress)
         self._facts = describe_model(decoder_of(model))
-        decoder = decoder_of(model)
+        self._decoder = decoder = decoder_of(model)
         embedding = decoder.embed_tokens.weight.numel()
         head = self._facts["vocab_size"] * self._facts["hidden_size"]
         self._layer_weights = (
@@ -114,8 +121,25 @@ class RatioBench:
             "length": length,
             "seconds": seconds,
             "matrix_share": rate / ceilings.matrix,
+            "projection_share": self._projection_rate(rounds) / ceilings.matrix,
             "speed_ups": _speed_ups(seconds),
         }
+
+    def _projection_rate(self, rounds: int) -> float:
+        """Operations per second of the layers' matrix products alone, of rows as in a prompt."""
+        layers = [m for m in self._decoder.layers.modules() if isinstance(m, PackedLinear)]
+        inputs = {m.in_features: torch.randn(PROMPT_ROWS, m.in_features) for m in layers}
+
+        def multiply_all() -> float:
+            start = time.perf_counter()
+            for layer in layers:
+                layer(inputs[layer.in_features])
+            return time.perf_counter() - start
+
+        multiply_all()
+        seconds = statistics.median(multiply_all() for _ in range(rounds))
+        rate: float = 2 * PROMPT_ROWS * self._layer_weights / seconds
+        return rate
 
 
 def measure_ceilings(dtype: str, weight_bytes: int) -> Ceilings:

@@ -26,7 +26,9 @@ def bench(
         str,
         typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -2.8b."),
     ] = "pythia-70m",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or int8.")] = "int8",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: auto (what serve takes), float32, bfloat16, int8.")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: the cores this may use.")
     ] = None,
@@ -37,6 +39,9 @@ def bench(
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything measured to this file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw it into this file, as PNG or SVG by its suffix.")
     ] = None,
     training: Annotated[
         bool,
@@ -91,17 +96,19 @@ def bench(
 
     log_plainly()
     console = Console(highlight=False)
+    if plot is not None:
+        check_plot(plot, is_drawn=not (training or neighbours))
     if training:
         bench_training(console, threads, rounds, json_file)
         return
     with Console(stderr=True).status("Loading torch") as status:
         import torch
 
+        from dijiang_runtime.bench import plots
         from dijiang_runtime.bench.engine import Bench, BenchOptions
         from dijiang_runtime.engine.resources import available_cpus
 
-        if dtype not in ("float32", "bfloat16", "int8"):
-            fail(f"dtype {dtype!r} is none of float32, bfloat16 and int8.", exit_code=2)
+        check_dtype(dtype)
         torch.set_num_threads(threads or available_cpus())
         if ratios:
             status.stop()
@@ -117,6 +124,7 @@ def bench(
                 llama_python,
                 transformers_dtypes(transformers),
                 json_file,
+                plot,
             )
             return
         decoder = load(model, shape, dtype)
@@ -130,6 +138,26 @@ def bench(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_result(console, result)
+    if plot is not None:
+        plots.plot(plots.engine_panels(result), plots.caption(result), plot)
+
+
+def check_dtype(dtype: str) -> None:
+    """Leave with a message unless weights can have it."""
+    if dtype not in ("auto", "float32", "bfloat16", "int8"):
+        fail(f"dtype {dtype!r} is none of auto, float32, bfloat16 and int8.", exit_code=2)
+
+
+def check_plot(path: Path, *, is_drawn: bool) -> None:
+    """Leave with a message unless there will be a picture, before anything is measured for it."""
+    from importlib.util import find_spec
+
+    if not is_drawn:
+        fail("--plot draws decode and prefill: not --training and not --neighbours.", exit_code=2)
+    if path.suffix not in (".png", ".svg"):
+        fail(f"--plot {path}: the name must end in .png or .svg.", exit_code=2)
+    if find_spec("matplotlib") is None:
+        fail("--plot needs matplotlib: pip install 'dijiang-serving[plots]'.", exit_code=2)
 
 
 def transformers_dtypes(given: list[str] | None) -> tuple[str, ...]:

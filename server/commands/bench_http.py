@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from server.commands.bench import check_dtype
 from server.commands.common import fail, log_plainly, model_folder
 
 START_SECONDS = 120.0
@@ -34,7 +35,9 @@ def bench_http(
         str,
         typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -2.8b."),
     ] = "pythia-70m",
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or int8.")] = "int8",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: auto (what serve takes), float32, bfloat16, int8.")
+    ] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Engine threads. Default: all cores but one.")
     ] = None,
@@ -63,8 +66,7 @@ def bench_http(
     from dijiang_runtime.config import EngineConfig
     from dijiang_runtime.engine.engine import Engine
 
-    if dtype not in ("float32", "bfloat16", "int8"):
-        fail(f"dtype {dtype!r} is none of float32, bfloat16 and int8.", exit_code=2)
+    check_dtype(dtype)
     with contextlib.ExitStack() as stack:
         folder = model_folder(model) if model else stack.enter_context(random_folder(shape))
         options: dict[str, Any] = {

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
 CONTEXT_SLACK = 256
 
+DECODE_SHARES = {
+    "of memory": "bandwidth_share",
+    "of cache": "cached_bandwidth_share",
+    "of roofline": "roofline_share",
+    "bound by": "bound_by",
+}
+"""Columns of a table, and what of a result is in them."""
+PREFILL_SHARES = {"of matrix peak": "matrix_share", "projections alone": "projection_share"}
+
 
 def bench_ratios(
     console: "Console",
@@ -23,21 +32,23 @@ def bench_ratios(
     llama_python: Path | None,
     transformers_dtypes: tuple[str, ...],
     json_file: Path | None,
+    plot: Path | None = None,
 ) -> None:
     """Measure, print, and write what was measured."""
     import torch
 
-    from dijiang_runtime.bench import peers
+    from dijiang_runtime.bench import peers, plots
     from dijiang_runtime.bench.facts import shape_config
     from dijiang_runtime.bench.ratios import RatioBench, RatioOptions, measure_ceilings
-    from dijiang_runtime.models.packed import weight_bytes
+    from dijiang_runtime.models.packed import weight_bytes, weight_format_of
     from dijiang_runtime.models.serving import decoder_of
     from server.commands.bench import load
 
     threads = torch.get_num_threads()
     model: ServingModel = load(None, shape, dtype)
     torch.set_num_threads(threads)
-    ceilings = measure_ceilings(dtype, weight_bytes(decoder_of(model)))
+    decoder = decoder_of(model)
+    ceilings = measure_ceilings(weight_format_of(decoder), weight_bytes(decoder))
     torch.set_num_threads(1)  # As the engine leaves it: the kernels have threads of their own.
     config = shape_config(shape)
     furthest = max([position for _, position in points] + list(prefills)) + CONTEXT_SLACK
@@ -57,6 +68,8 @@ def bench_ratios(
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_ratios(console, result)
+    if plot is not None:
+        plots.plot(plots.ratio_panels(result), plots.caption(result), plot)
 
 
 def print_ratios(console: "Console", result: dict[str, Any]) -> None:
@@ -73,28 +86,29 @@ def print_ratios(console: "Console", result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     for kind, keys, shares in (
-        (
-            "decode",
-            ("batch", "position"),
-            ("bandwidth_share", "cached_bandwidth_share", "roofline_share", "bound_by"),
-        ),
-        ("prefill", ("length",), ("matrix_share",)),
+        ("decode", ("batch", "position"), DECODE_SHARES),
+        ("prefill", ("length",), PREFILL_SHARES),
     ):
         rows = result[kind]
         if not rows:
             continue
-        others = list(rows[0]["speed_ups"])
-        heads = (*keys, "tokens/s", "ms", *(s.replace("_", " ") for s in shares), *others)
-        table = Table(*heads, title=kind.capitalize())
+        table = Table(*keys, "tokens/s", "ms", *shares, title=kind.capitalize())
         for row in rows:
             seconds = row["seconds"]["engine"]["median"]
             tokens = row.get("batch", row.get("length"))
-            share_cells = (row[s] if isinstance(row[s], str) else f"{row[s]:.2f}" for s in shares)
+            found = [row[share] for share in shares.values()]
+            cells = (share if isinstance(share, str) else f"{share:.2f}" for share in found)
             table.add_row(
                 *(f"{row[key]:,}" for key in keys),
                 f"{tokens / seconds:,.0f}",
                 f"{1e3 * seconds:.3f}",
-                *share_cells,
-                *(f"{row['speed_ups'][o]:.2f}x" for o in others),
+                *cells,
             )
         console.print(table)
+        if not (others := list(rows[0]["speed_ups"])):
+            continue
+        beside = Table(*keys, *others, title=f"{kind.capitalize()}: how much longer peers take")
+        for row in rows:
+            speed_ups = (f"{row['speed_ups'][o]:.2f}x" for o in others)
+            beside.add_row(*(f"{row[key]:,}" for key in keys), *speed_ups)
+        console.print(beside)
