@@ -114,7 +114,7 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     axes.minorticks_off()
     axes.margins(y=0.15)
     if panel.floor is None:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.dataLim.ymax)
     else:
         axes.set_yscale("log")
         axes.axhline(panel.floor, color="0.4", linestyle=":")

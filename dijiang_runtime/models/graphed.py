@@ -85,6 +85,7 @@ class GraphedDecoder:
     """A fused decoder that replays steps in which all rows decode. Else it is that decoder."""
 
     needs_tiles = False
+    num_pending_tokens = 0
 
     def __init__(
         self,

@@ -109,7 +109,8 @@ def bench(
         from dijiang_runtime.engine.resources import available_cpus
 
         check_dtype(dtype)
-        torch.set_num_threads(threads or available_cpus())
+        num_threads = threads or available_cpus()
+        torch.set_num_threads(num_threads)
         if ratios:
             status.stop()
             points = tuple(map(parse_point, point or ("1@128", "8@128", "32@128")))
@@ -135,6 +136,8 @@ def bench(
         options = BenchOptions(rounds=rounds, full=full)
         result = Bench(decoder, options, lambda text: status.update(f"Measuring {text}")).run()
     result["model"]["name"] = model.name if model else f"{shape}, random weights"
+    # The kernels' own; torch is left with one.
+    result["machine"]["threads"] = num_threads
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_result(console, result)
