@@ -4,14 +4,13 @@ What is timed is `ModelRunner.execute`: the batch, the model, the sampler and th
 the scheduler and the text.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dijiang_runtime.bench.facts import describe_machine, describe_model
-from dijiang_runtime.bench.timing import Timing, alternate
+from dijiang_runtime.bench.timing import Timing, alternate, now
 from dijiang_runtime.config import CHUNK_SIZE
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.sampler import Sampler
@@ -69,11 +68,11 @@ class Bench:
     def decode_seconds(self, batch: int, position: int, steps: int) -> float:
         """Seconds per step of so many sequences at a position, over so many steps or a few more."""
         decode = self._decode([(position, slot) for slot in range(1, batch + 1)])
-        start = time.perf_counter()
+        start = now()
         num_calls = -(-steps // self._steps_per_call)
         for _ in range(num_calls):
             decode()
-        return (time.perf_counter() - start) / (num_calls * self._steps_per_call)
+        return (now() - start) / (num_calls * self._steps_per_call)
 
     def prefill_seconds(self, length: int) -> float:
         """Seconds that a prompt takes."""
@@ -164,7 +163,7 @@ class Bench:
         """Run a sequence's prompt from its start, in the chunks the server would. Seconds."""
         assert sequence.slot is not None
         budget = self._options.max_batched_tokens // CHUNK_SIZE * CHUNK_SIZE
-        start = time.perf_counter()
+        start = now()
         sequence.num_computed_tokens = 0
         new_slots: tuple[int, ...] = (sequence.slot,)
         while num_tokens := min(budget, sequence.num_uncomputed_prompt_tokens):
@@ -172,7 +171,7 @@ class Bench:
             self._execute(SchedulerOutput(prefills=(item,), new_slots=new_slots))
             sequence.num_computed_tokens += num_tokens
             new_slots = ()
-        return time.perf_counter() - start
+        return now() - start
 
     def _alternate(
         self, contenders: Mapping[int, Callable[[], object]], steps_per_call: int = 1

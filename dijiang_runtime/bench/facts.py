@@ -21,6 +21,7 @@ SHAPES = {
     "pythia-410m": (1024, 24, 16, 4096),
     "pythia-1b": (2048, 16, 8, 8192),
     "pythia-2.8b": (2560, 32, 32, 10240),
+    "pythia-6.9b": (4096, 32, 32, 16384),
 }
 
 
@@ -63,6 +64,7 @@ def describe_machine() -> dict[str, Any]:
     """The kind of machine, without its name."""
     return {
         "cpu": _cpu_model(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_initialized() else None,
         "cores": psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": psutil.getloadavg()[0],

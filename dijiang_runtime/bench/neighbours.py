@@ -5,10 +5,10 @@ for something. What such a step takes longer, every sequence in it waits longer 
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dijiang_runtime.bench.timing import now
 from dijiang_runtime.engine.grammar import GrammarState
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.sampler import Sampler
@@ -16,7 +16,7 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.grammar import GrammarCompiler
-from dijiang_runtime.models.serving import ServingModel, decoder_of
+from dijiang_runtime.models.serving import ServingModel, decoder_of, record_steps
 from dijiang_runtime.request import Grammar, GrammarKind, Request, SamplingParams
 from dijiang_runtime.tokenizer import Tokenizer
 
@@ -51,7 +51,8 @@ class NeighboursBench:
         self._batch = batch
         device = decoder_of(model).embed_tokens.weight.device
         pool = StatePool(model.config.state, batch, device, model.num_pending_tokens)
-        self._runner = ModelRunner(model, pool, Sampler(()))
+        recorded = record_steps(model, pool.states, pool.scratch)
+        self._runner = ModelRunner(recorded, pool, Sampler(()))
         *self._opening, self._letter = tokenizer.encode('{"name": "a', add_special_tokens=False)
         eos = tokenizer.eos_ids or (0,)
         self._compiler = GrammarCompiler(tokenizer, model.config.vocab_size, eos)
@@ -121,9 +122,9 @@ def _time_pair(
 
 
 def _time(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = now()
     step()
-    return time.perf_counter() - start
+    return now() - start
 
 
 def _summary(kind: str, num: int, pairs: list[tuple[float, float]]) -> dict[str, Any]:

@@ -75,9 +75,11 @@ def llama_cpp(python: Path, config: ModelConfig, threads: int, context: int) -> 
     return Peer("llama.cpp q8_0", [str(python), script, json.dumps(shape)])
 
 
-def transformers(config: ModelConfig, threads: int, context: int, dtype: str) -> Peer:
+def transformers(
+    config: ModelConfig, threads: int, context: int, dtype: str, device: str = "cpu"
+) -> Peer:
     """transformers, in this Python."""
-    shape = _shape(config, threads, context) | {"dtype": dtype}
+    shape = _shape(config, threads, context) | {"dtype": dtype, "device": device}
     script = str(HERE / "transformers_worker.py")
     return Peer(f"transformers {dtype}", [sys.executable, script, json.dumps(shape)])
 

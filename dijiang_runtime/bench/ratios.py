@@ -142,9 +142,13 @@ class RatioBench:
         return rate
 
 
-def measure_ceilings(dtype: str, weight_bytes: int) -> Ceilings:
-    """Measure the machine with as many threads as torch has."""
-    return Ceilings(read_bandwidth(LARGE_BYTES), read_bandwidth(weight_bytes), matrix_peak(dtype))
+def measure_ceilings(dtype: str, weight_bytes: int, device: torch.device) -> Ceilings:
+    """Measure a device; a CPU with as many threads as torch has."""
+    return Ceilings(
+        memory=read_bandwidth(LARGE_BYTES, device),
+        cached=read_bandwidth(weight_bytes, device),
+        matrix=matrix_peak(dtype, device),
+    )
 
 
 def _in_turns(

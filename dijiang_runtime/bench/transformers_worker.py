@@ -28,22 +28,30 @@ class Parent:
             intermediate_size=shape["intermediate_size"],
             max_position_embeddings=shape["context"],
         )
-        self.model = GPTNeoXForCausalLM(config).to(getattr(torch, shape["dtype"])).eval()
+        self.device = torch.device(shape["device"])
+        model = GPTNeoXForCausalLM(config).to(getattr(torch, shape["dtype"]))
+        self.model = model.to(self.device).eval()
         self.cache = DynamicCache(config=config)
         self.config = config
         self.key: tuple[int, int] | None = None
 
+    def now(self) -> float:
+        """Seconds on a clock, read when the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def prompt(self, length: int) -> None:
         self.cache = DynamicCache(config=self.config)
-        ids = torch.arange(length)[None] * 7919 % 50_000
+        ids = torch.arange(length, device=self.device)[None] * 7919 % 50_000
         for chunk in torch.split(ids, UNIT_BATCH, dim=1):
             self.model(chunk, past_key_values=self.cache, logits_to_keep=1)
 
     def prefill(self, length: int) -> float:
-        start = time.perf_counter()
+        start = self.now()
         self.prompt(length)
         self.key = None
-        return time.perf_counter() - start
+        return self.now() - start
 
     def decode(self, batch: int, position: int, steps: int) -> float:
         """Seconds per step at a position."""
@@ -51,8 +59,8 @@ class Parent:
             self.prompt(position)
             self.cache.batch_repeat_interleave(batch)
             self.key = (batch, position)
-        ids = torch.ones(batch, position + 1, dtype=torch.int64)
-        start = time.perf_counter()
+        ids = torch.ones(batch, position + 1, dtype=torch.int64, device=self.device)
+        start = self.now()
         self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -62,7 +70,7 @@ class Parent:
             eos_token_id=None,
             pad_token_id=0,
         )
-        seconds = (time.perf_counter() - start) / steps
+        seconds = (self.now() - start) / steps
         self.cache.crop(-steps)
         return seconds
 

@@ -46,7 +46,7 @@ def load(config: EngineConfig) -> LoadedEngine:
     started = time.perf_counter()
     num_threads = config.num_threads or default_num_threads()
     torch.set_num_threads(num_threads)
-    device = _device(config.device)
+    device = resolve_device(config.device)
     tokenizer = Tokenizer.load(config.model)
     model, dtype = load_for_serving(config.model, device, config.dtype)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
@@ -143,7 +143,12 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here.
+
+    Raises:
+        ModelLoadError: there is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

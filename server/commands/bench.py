@@ -24,8 +24,9 @@ def bench(
     ] = None,
     shape: Annotated[
         str,
-        typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -2.8b."),
+        typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -6.9b."),
     ] = "pythia-70m",
+    device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto (what serve takes), float32, bfloat16, int8.")
     ] = "auto",
@@ -90,6 +91,8 @@ def bench(
 
         dijiang bench ./model
 
+        dijiang bench --device cuda --shape pythia-2.8b
+
         dijiang bench --ratios --transformers float32 --point 1@128 --point 32@8192
     """
     from rich.console import Console
@@ -106,9 +109,13 @@ def bench(
 
         from dijiang_runtime.bench import plots
         from dijiang_runtime.bench.engine import Bench, BenchOptions
+        from dijiang_runtime.engine.loading import resolve_device
         from dijiang_runtime.engine.resources import available_cpus
 
         check_dtype(dtype)
+        if device not in ("auto", "cpu", "cuda"):
+            fail(f"--device {device!r} is none of auto, cpu and cuda.", exit_code=2)
+        where = resolve_device(device)
         num_threads = threads or available_cpus()
         torch.set_num_threads(num_threads)
         if ratios:
@@ -119,6 +126,7 @@ def bench(
                 console,
                 shape,
                 dtype,
+                where,
                 points,
                 lengths,
                 rounds,
@@ -128,7 +136,7 @@ def bench(
                 plot,
             )
             return
-        decoder = load(model, shape, dtype)
+        decoder = load(model, shape, dtype, where)
         if neighbours:
             status.stop()
             bench_neighbours(console, decoder, model, rounds, json_file)
@@ -178,17 +186,15 @@ def parse_point(text: str) -> tuple[int, int]:
     return int(batch), int(position)
 
 
-def load(model: Path | None, shape: str, dtype: Any) -> "ServingModel":
-    import torch
-
+def load(model: Path | None, shape: str, dtype: Any, device: Any) -> "ServingModel":
+    """A folder's model or a shape's, on a torch device."""
     from dijiang_runtime.bench.facts import shape_config
     from dijiang_runtime.models.loader import random_model
     from dijiang_runtime.models.serving import load_for_serving, serve_in
 
-    cpu = torch.device("cpu")
     if model is not None:
-        return load_for_serving(model_folder(model), cpu, dtype)[0]
-    return serve_in(random_model(shape_config(shape)), cpu, dtype)[0]
+        return load_for_serving(model_folder(model), device, dtype)[0]
+    return serve_in(random_model(shape_config(shape)), device, dtype)[0]
 
 
 def print_result(console: "Console", result: dict[str, Any]) -> None:
@@ -196,8 +202,9 @@ def print_result(console: "Console", result: dict[str, Any]) -> None:
     console.print(
         f"{facts['name']}: {facts['family']}, {facts['num_layers']} layers, hidden "
         f"{facts['hidden_size']}, {facts['num_parameters']:,} parameters, {facts['dtype']}\n"
-        f"{machine['cpu']}, {machine['threads']} threads of {machine['cores']} cores, load "
-        f"{machine['load_average']:.1f}, torch {machine['torch']}, commit {machine['commit']}",
+        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads of "
+        f"{machine['cores']} cores, load {machine['load_average']:.1f}, "
+        f"torch {machine['torch']}, commit {machine['commit']}",
         soft_wrap=True,
     )
     console.print(figures("Decode by batch", "batch", result["decode_by_batch"]))

@@ -26,6 +26,7 @@ def bench_ratios(
     console: "Console",
     shape: str,
     dtype: Any,
+    device: Any,
     points: tuple[tuple[int, int], ...],
     prefills: tuple[int, ...],
     rounds: int,
@@ -45,11 +46,12 @@ def bench_ratios(
     from server.commands.bench import load
 
     threads = torch.get_num_threads()
-    model: ServingModel = load(None, shape, dtype)
+    model: ServingModel = load(None, shape, dtype, device)
     torch.set_num_threads(threads)
     decoder = decoder_of(model)
-    ceilings = measure_ceilings(weight_format_of(decoder), weight_bytes(decoder))
-    torch.set_num_threads(1)  # As the engine leaves it: the kernels have threads of their own.
+    ceilings = measure_ceilings(weight_format_of(decoder), weight_bytes(decoder), device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # As the engine leaves it: the kernels have threads of their own.
     config = shape_config(shape)
     furthest = max([position for _, position in points] + list(prefills)) + CONTEXT_SLACK
     options = RatioOptions(decodes=points, prefills=prefills, rounds=rounds)
@@ -59,7 +61,7 @@ def bench_ratios(
             peer = peers.llama_cpp(llama_python, config, threads, furthest)
             others.append(stack.enter_context(peer))
         for peer_dtype in transformers_dtypes:
-            peer = peers.transformers(config, threads, furthest, peer_dtype)
+            peer = peers.transformers(config, threads, furthest, peer_dtype, device.type)
             others.append(stack.enter_context(peer))
         bench = RatioBench(model, options, lambda text: status.update(f"Measuring {text}"))
         result = bench.run(ceilings, others)
@@ -78,8 +80,8 @@ def print_ratios(console: "Console", result: dict[str, Any]) -> None:
 
     machine, ceilings = result["machine"], result["ceilings"]
     console.print(
-        f"{result['model']['name']}, {result['model']['dtype']}; {machine['threads']} threads, "
-        f"commit {machine['commit']}\n"
+        f"{result['model']['name']}, {result['model']['dtype']}; "
+        f"{machine['gpu'] or str(machine['threads']) + ' threads'}, commit {machine['commit']}\n"
         f"memory {ceilings['memory_bytes_per_second'] / 1e9:.1f} GB/s, an array as large as the "
         f"weights {ceilings['cached_bytes_per_second'] / 1e9:.1f} GB/s, matrix "
         f"{ceilings['matrix_operations_per_second'] / 1e9:,.0f} Gop/s",

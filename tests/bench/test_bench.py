@@ -155,3 +155,22 @@ def test_the_command_tells_what_rows_cost_their_neighbours(
         assert cost["lower_quartile"] <= cost["median"] <= cost["upper_quartile"]
         assert min(step["seconds"], step["plain_seconds"]) > 0 and step["num_pairs"] == 16
         assert step["kind"] in result.output
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda"])
+def test_a_device_that_is_not_there_is_refused_before_any_work(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = CliRunner().invoke(cli.app, ["bench", "--device", device])
+    assert result.exit_code != 0
+    assert device in str(result.exception) + result.output
+
+
+def test_the_clock_is_read_when_a_gpu_has_done_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: waited.append("done"))
+    timing.alternate({1: lambda: waited.append("work")}, rounds=3)
+    # But for the warm-up, all work has been waited for before it and after it.
+    assert "".join(w[0] for w in waited[1:]) == "dwd" * ((len(waited) - 1) // 3)
