@@ -1,18 +1,19 @@
 """The engine beside what the machine can do and beside other engines, in one run, in turns."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dijiang_runtime.bench.ceilings import LARGE_BYTES, matrix_peak, read_bandwidth
 from dijiang_runtime.bench.engine import Bench, BenchOptions
 from dijiang_runtime.bench.facts import describe_machine, describe_model
 from dijiang_runtime.bench.peers import Peer
+from dijiang_runtime.bench.timing import now
 from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.serving import ServingModel, decoder_of
 
@@ -127,19 +128,35 @@ class RatioBench:
 
     def _projection_rate(self, rounds: int) -> float:
         """Operations per second of the layers' matrix products alone, of rows as in a prompt."""
-        layers = [m for m in self._decoder.layers.modules() if isinstance(m, PackedLinear)]
-        inputs = {m.in_features: torch.randn(PROMPT_ROWS, m.in_features) for m in layers}
+        modules = self._decoder.layers.modules()
+        layers = [m for m in modules if isinstance(m, PackedLinear | torch.nn.Linear)]
+        device = self._decoder.embed_tokens.weight.device
+        sizes = {layer.in_features for layer in layers}
+        inputs = {size: torch.randn(PROMPT_ROWS, size, device=device) for size in sizes}
+        multiply = _multiply_fused if device.type == "cuda" else _multiply
 
         def multiply_all() -> float:
-            start = time.perf_counter()
+            start = now()
             for layer in layers:
-                layer(inputs[layer.in_features])
-            return time.perf_counter() - start
+                multiply(layer, inputs[layer.in_features])
+            return now() - start
 
         multiply_all()
         seconds = statistics.median(multiply_all() for _ in range(rounds))
         rate: float = 2 * PROMPT_ROWS * self._layer_weights / seconds
         return rate
+
+
+def _multiply(layer: Any, x: Tensor) -> None:
+    layer(x)
+
+
+def _multiply_fused(layer: Any, x: Tensor) -> None:
+    """As `FusedDecoder` does."""
+    # Imports Triton, which a CPU does without.
+    from dijiang_runtime.ops import triton
+
+    triton.linear(x, layer.weight, layer.bias, is_prompt=True)
 
 
 def measure_ceilings(dtype: str, weight_bytes: int, device: torch.device) -> Ceilings:
