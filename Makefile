@@ -61,7 +61,14 @@ serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= AR
 
 .PHONY: test
 test: lint $(TEST_READY) ## Lint, check types and run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest $(ARGS)
+
+# What runs on a GPU where there is one, and in Triton's interpreter elsewhere, and what needs one.
+GPU_TESTS := tests/gpu tests/ops/triton tests/models/test_fused.py tests/models/test_fused_compiles.py
+
+.PHONY: test-gpu
+test-gpu: $(TEST_READY) ## Run what concerns GPUs, on the one that is there
+	$(BIN)/python -m pytest $(GPU_TESTS) -m "gpu or not gpu" --timeout 600 $(ARGS)
 
 # Only the system's own package manager is asked for a browser, and only where it is Debian's.
 SUDO = $(shell test "$$(id -u)" = 0 || echo sudo)
