@@ -55,6 +55,22 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(
 
 
 @pytest.mark.parametrize("target", targets())
+@pytest.mark.parametrize("outputs", [33_024, 33_025])
+def test_a_product_that_does_not_fit_into_a_cache_has_the_same_bits(
+    outputs: int, target: str
+) -> None:
+    """It is written past the caches where its rows are whole lines of them."""
+    x, weight, bias = operands(16, outputs, "int8", rows=40)
+    assert 4 * len(x) * outputs > 4 * 2**20
+    matrix = pack(weight, bias, "int8")
+    context = Context(target, 2)
+
+    together = multiply(x, matrix, context)
+
+    assert torch.equal(torch.cat([multiply(row[None], matrix, context) for row in x]), together)
+
+
+@pytest.mark.parametrize("target", targets())
 def test_int8_products_are_the_same_bits_on_every_processor(target: str) -> None:
     # Sums are exact, also of the largest numbers that there can be.
     x, weight, bias = operands(2048, 70, "int8")

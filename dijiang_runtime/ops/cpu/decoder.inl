@@ -77,8 +77,8 @@ private:
             for (const Product &p : products) {
                 const int64_t count = p.matrix.panels ? p.matrix.num_panels() : 0;
                 if (panel < count) {
-                    multiply_panel<Format>(p.matrix, panel, p.rows, b_.num_rows, p.out,
-                                           p.matrix.columns);
+                    multiply_panel<Format>(p.matrix, panel, p.rows, b_.num_rows,
+                                           {p.out, p.matrix.columns, false});
                     return;
                 }
                 panel -= count;

@@ -76,6 +76,14 @@ static inline void with_format(int64_t format, Function f) {
     }
 }
 
+// Where a product goes. Streamed, it goes past the caches, which saves reading what it overwrites;
+// its rows are then whole cache lines. Fence before others read it.
+struct Output {
+    float *data;
+    int64_t stride;  // Floats.
+    bool streamed;
+};
+
 // What a tile fetches into the cache on its way: `first` and `second` in each group of inputs, which
 // then move on by `stride` bytes.
 struct Ahead {
@@ -85,7 +93,7 @@ struct Ahead {
 
 template <class Format, int Rows, int Vectors>
 static inline void multiply_tile(const Matrix &m, const char *panel, int64_t column,
-                                 const EncodedRows &x, int64_t row, float *out, int64_t ld,
+                                 const EncodedRows &x, int64_t row, const Output &out,
                                  Ahead ahead) {
     typename Format::Total total[Rows][Vectors];
     for (int r = 0; r < Rows; ++r) {
@@ -116,31 +124,36 @@ static inline void multiply_tile(const Matrix &m, const char *panel, int64_t col
         const Vec bias = m.bias != nullptr ? load(m.bias + first) : broadcast(0.0f);
         for (int r = 0; r < Rows; ++r) {
             const Vec y = add(Format::finish(total[r][v], x.scale + row + r, m, first), bias);
-            store_some(out + (row + r) * ld + first, count < kLanes ? count : kLanes, y);
+            float *to = out.data + (row + r) * out.stride + first;
+            if (out.streamed) {
+                stream(to, y);
+            } else {
+                store_some(to, count < kLanes ? count : kLanes, y);
+            }
         }
     }
 }
 
 template <class Format, int Rows>
 static inline void multiply_rows(const Matrix &m, const char *panel, int64_t column,
-                                 const EncodedRows &x, int64_t row, float *out, int64_t ld,
+                                 const EncodedRows &x, int64_t row, const Output &out,
                                  const Ahead &ahead) {
     // One row alone leaves registers for several chains, and needs them to hide latency.
     constexpr int vectors = Rows == 1 ? static_cast<int>(kPanelVectors) : kTileVectors;
     for (int v = 0; v < kPanelVectors; v += vectors) {
         multiply_tile<Format, Rows, vectors>(m, panel + 4 * kLanes * v, column + kLanes * v, x, row,
-                                             out, ld, ahead);
+                                             out, ahead);
     }
 }
 
 template <class Format, int Rows = kMaxRows>
 static inline void multiply_up_to(int64_t rows, const Matrix &m, const char *panel, int64_t column,
-                                  const EncodedRows &x, int64_t row, float *out, int64_t ld,
+                                  const EncodedRows &x, int64_t row, const Output &out,
                                   const Ahead &ahead) {
     if (rows == Rows) {
-        multiply_rows<Format, Rows>(m, panel, column, x, row, out, ld, ahead);
+        multiply_rows<Format, Rows>(m, panel, column, x, row, out, ahead);
     } else if constexpr (Rows > 1) {
-        multiply_up_to<Format, Rows - 1>(rows, m, panel, column, x, row, out, ld, ahead);
+        multiply_up_to<Format, Rows - 1>(rows, m, panel, column, x, row, out, ahead);
     }
 }
 
@@ -157,17 +170,18 @@ static inline Ahead look_ahead(const char *next, int64_t groups, int64_t block, 
 // One panel of columns for all rows. The panel stays in the cache from block to block of rows.
 template <class Format>
 static void multiply_panel(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
-                           float *out, int64_t ld) {
+                           const Output &out) {
     const char *panel = static_cast<const char *>(m.panels) + index * m.groups * 4 * kPanelColumns;
     const char *next = index + 1 < m.num_panels() ? panel + m.groups * 4 * kPanelColumns : panel;
     const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t row = rows * b / blocks, end = rows * (b + 1) / blocks;
-        multiply_up_to<Format>(end - row, m, panel, index * kPanelColumns, x, row, out, ld,
+        multiply_up_to<Format>(end - row, m, panel, index * kPanelColumns, x, row, out,
                                look_ahead(next, m.groups, b, blocks));
     }
 }
 
+constexpr int64_t kStreamedOutput = 4 << 20;  // Bytes of a product that do not stay in a small cache.
 constexpr int64_t kPanelRun = 4;  // Panels that one thread takes at once, to find the next in its cache.
 
 // Memory for rows of n numbers in any format.
@@ -181,13 +195,18 @@ static void multiply(Team &team, Workspace &workspace, const Matrix &m, const fl
                      int64_t rows, int64_t in_features, float *out) {
     const EncodedRows encoded =
         workspace.lay_out([&](Arena &a) { return take_rows(a, rows, in_features); });
+    const bool lines = reinterpret_cast<uintptr_t>(out) % (sizeof(float) * kLanes) == 0 &&
+                       m.columns % kLanes == 0;
+    const bool streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
+    const Output output{out, m.columns, streamed};
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
         team.for_each(rows, [&](int64_t row, int) {
             Chosen::encode(x + row * in_features, in_features, encoded, row);
         });
         team.for_runs(m.num_panels(), kPanelRun, [&](int64_t panel, int) {
-            multiply_panel<Chosen>(m, panel, encoded, rows, out, m.columns);
+            multiply_panel<Chosen>(m, panel, encoded, rows, output);
+            if (streamed) fence();
         });
     });
 }
