@@ -2,14 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dijiang_runtime.bench.ceilings import LARGE_BYTES, matrix_peak, read_bandwidth
+from dijiang_runtime.bench.ceilings import Ceilings, median_of
 from dijiang_runtime.bench.engine import Bench, BenchOptions
 from dijiang_runtime.bench.facts import describe_machine, describe_model
 from dijiang_runtime.bench.peers import Peer
@@ -19,6 +19,7 @@ from dijiang_runtime.models.serving import ServingModel, decoder_of
 
 Progress = Callable[[str], None]
 
+PROJECTIONS = "projections"
 PROMPT_ROWS = BenchOptions().max_batched_tokens
 """Rows of a step that a long prompt has to itself."""
 
@@ -35,20 +36,16 @@ class RatioOptions:
     """About how long each turn of an engine takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """Of the machine: bytes and operations per second."""
-
-    memory: float
-    cached: float
-    """Of an array as large as the weights."""
-    matrix: float
-
-
 class RatioBench:
-    """Owns the engine; is lent the peers."""
+    """Owns the engine; is lent the peers and what measures the ceilings, in turns with them."""
 
-    def __init__(self, model: ServingModel, options: RatioOptions, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: ServingModel,
+        options: RatioOptions,
+        measure: Callable[[], Ceilings],
+        progress: Progress,
+    ) -> None:
         batches = tuple(batch for batch, _ in options.decodes)
         self._engine = Bench(model, BenchOptions(batches=batches), progress)
         self._facts = describe_model(decoder_of(model))
@@ -62,25 +59,19 @@ class RatioBench:
         )
         self._decode_weights = self._layer_weights + head
         self._options = options
+        self._measure = measure
         self._progress = progress
 
-    def run(self, ceilings: Ceilings, peers: Sequence[Peer]) -> dict[str, Any]:
+    def run(self, peers: Sequence[Peer]) -> dict[str, Any]:
         """Measure everything. The result is plain data, ready for JSON."""
         return {
             "machine": describe_machine(),
             "model": self._facts,
-            "ceilings": {
-                "memory_bytes_per_second": ceilings.memory,
-                "cached_bytes_per_second": ceilings.cached,
-                "matrix_operations_per_second": ceilings.matrix,
-            },
-            "decode": [self._decode(b, p, ceilings, peers) for b, p in self._options.decodes],
-            "prefill": [self._prefill(n, ceilings, peers) for n in self._options.prefills],
+            "decode": [self._decode(b, p, peers) for b, p in self._options.decodes],
+            "prefill": [self._prefill(n, peers) for n in self._options.prefills],
         }
 
-    def _decode(
-        self, batch: int, position: int, ceilings: Ceilings, peers: Sequence[Peer]
-    ) -> dict[str, Any]:
+    def _decode(self, batch: int, position: int, peers: Sequence[Peer]) -> dict[str, Any]:
         self._progress(f"decode of {batch} at {position:,}")
         engines = {"engine": self._engine.decode_seconds} | {p.name: p.decode for p in peers}
         steps: dict[str, int] = {}
@@ -93,7 +84,7 @@ class RatioBench:
         turns = {
             name: partial(decode, batch, position, steps[name]) for name, decode in engines.items()
         }
-        seconds = _in_turns(self._options.rounds, turns)
+        seconds, ceilings = self._in_turns(self._options.rounds, turns)
         num_bytes = self._facts["weight_bytes"] + 2 * batch * self._facts["state_bytes"]
         num_operations = 2 * batch * self._decode_weights
         ours = seconds["engine"]["median"]
@@ -104,6 +95,7 @@ class RatioBench:
             "position": position,
             "seconds": seconds,
             "bytes": num_bytes,
+            "ceilings": asdict(ceilings),
             "bandwidth_share": num_bytes / ours / ceilings.memory,
             "cached_bandwidth_share": num_bytes / ours / ceilings.cached,
             "roofline_share": max(by_memory, by_matrix) / ours,
@@ -111,23 +103,37 @@ class RatioBench:
             "speed_ups": _speed_ups(seconds),
         }
 
-    def _prefill(self, length: int, ceilings: Ceilings, peers: Sequence[Peer]) -> dict[str, Any]:
+    def _prefill(self, length: int, peers: Sequence[Peer]) -> dict[str, Any]:
         self._progress(f"prefill of {length:,}")
         engines = {"engine": self._engine.prefill_seconds} | {p.name: p.prefill for p in peers}
         rounds = max(3, self._options.rounds // 3)
         turns = {name: partial(prefill, length) for name, prefill in engines.items()}
-        seconds = _in_turns(rounds, turns)
-        rate = 2 * length * self._layer_weights / seconds["engine"]["median"]
+        seconds, ceilings = self._in_turns(rounds, turns | {PROJECTIONS: self._projections()})
+        alone = seconds.pop(PROJECTIONS)["median"]
+        operations = 2 * length * self._layer_weights
         return {
             "length": length,
             "seconds": seconds,
-            "matrix_share": rate / ceilings.matrix,
-            "projection_share": self._projection_rate(rounds) / ceilings.matrix,
+            "ceilings": asdict(ceilings),
+            "matrix_share": operations / seconds["engine"]["median"] / ceilings.matrix,
+            "projection_share": 2 * PROMPT_ROWS * self._layer_weights / alone / ceilings.matrix,
             "speed_ups": _speed_ups(seconds),
         }
 
-    def _projection_rate(self, rounds: int) -> float:
-        """Operations per second of the layers' matrix products alone, of rows as in a prompt."""
+    def _in_turns(
+        self, rounds: int, contenders: Mapping[str, Callable[[], float]]
+    ) -> tuple[dict[str, dict[str, float]], Ceilings]:
+        measured: dict[str, list[float]] = {name: [] for name in contenders}
+        ceilings = []
+        for _ in range(rounds):
+            ceilings.append(self._measure())
+            for name, contender in contenders.items():
+                measured[name].append(contender())
+        found = {name: _quartiles(values) for name, values in measured.items()}
+        return found, median_of(ceilings)
+
+    def _projections(self) -> Callable[[], float]:
+        """A contender: the layers' matrix products alone, of rows as in a prompt."""
         modules = self._decoder.layers.modules()
         layers = [m for m in modules if isinstance(m, PackedLinear | torch.nn.Linear)]
         device = self._decoder.embed_tokens.weight.device
@@ -142,9 +148,7 @@ class RatioBench:
             return now() - start
 
         multiply_all()
-        seconds = statistics.median(multiply_all() for _ in range(rounds))
-        rate: float = 2 * PROMPT_ROWS * self._layer_weights / seconds
-        return rate
+        return multiply_all
 
 
 def _multiply(layer: Any, x: Tensor) -> None:
@@ -157,25 +161,6 @@ def _multiply_fused(layer: Any, x: Tensor) -> None:
     from dijiang_runtime.ops import triton
 
     triton.linear(x, layer.weight, layer.bias, is_prompt=True)
-
-
-def measure_ceilings(dtype: str, weight_bytes: int, device: torch.device) -> Ceilings:
-    """Measure a device; a CPU with as many threads as torch has."""
-    return Ceilings(
-        memory=read_bandwidth(LARGE_BYTES, device),
-        cached=read_bandwidth(weight_bytes, device),
-        matrix=matrix_peak(dtype, device),
-    )
-
-
-def _in_turns(
-    rounds: int, contenders: Mapping[str, Callable[[], float]]
-) -> dict[str, dict[str, float]]:
-    measured: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            measured[name].append(contender())
-    return {name: _quartiles(values) for name, values in measured.items()}
 
 
 def _quartiles(seconds: list[float]) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 import json
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
     from dijiang_runtime.models.serving import ServingModel
 
@@ -39,19 +41,19 @@ def bench_ratios(
     import torch
 
     from dijiang_runtime.bench import peers, plots
+    from dijiang_runtime.bench.ceilings import CeilingMeter
     from dijiang_runtime.bench.facts import shape_config
-    from dijiang_runtime.bench.ratios import RatioBench, RatioOptions, measure_ceilings
+    from dijiang_runtime.bench.ratios import RatioBench, RatioOptions
     from dijiang_runtime.models.packed import weight_bytes, weight_format_of
     from dijiang_runtime.models.serving import decoder_of
     from server.commands.bench import load
 
     threads = torch.get_num_threads()
     model: ServingModel = load(None, shape, dtype, device)
-    torch.set_num_threads(threads)
     decoder = decoder_of(model)
-    ceilings = measure_ceilings(weight_format_of(decoder), weight_bytes(decoder), device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)  # As the engine leaves it: the kernels have threads of their own.
+    measure = CeilingMeter(
+        weight_format_of(decoder), weight_bytes(decoder), threads=threads, device=device
+    )
     config = shape_config(shape)
     furthest = max([position for _, position in points] + list(prefills)) + CONTEXT_SLACK
     options = RatioOptions(decodes=points, prefills=prefills, rounds=rounds)
@@ -63,8 +65,8 @@ def bench_ratios(
         for peer_dtype in transformers_dtypes:
             peer = peers.transformers(config, threads, furthest, peer_dtype, device.type)
             others.append(stack.enter_context(peer))
-        bench = RatioBench(model, options, lambda text: status.update(f"Measuring {text}"))
-        result = bench.run(ceilings, others)
+        bench = RatioBench(model, options, measure, partial(_show, status))
+        result = bench.run(others)
     result["model"]["name"] = f"{shape}, random weights"
     result["machine"]["threads"] = threads
     if json_file is not None:
@@ -74,17 +76,27 @@ def bench_ratios(
         plots.plot(plots.ratio_panels(result), plots.caption(result), plot)
 
 
+def _show(status: "Status", text: str) -> None:
+    status.update(f"Measuring {text}")
+
+
+def _span(result: dict[str, Any], ceiling: str) -> str:
+    """What a ceiling was beside all rows, in 1e9."""
+    found = [row["ceilings"][ceiling] / 1e9 for row in (*result["decode"], *result["prefill"])]
+    return " to ".join(dict.fromkeys(f"{value:,.0f}" for value in (min(found), max(found))))
+
+
 def print_ratios(console: "Console", result: dict[str, Any]) -> None:
     """The tables: medians, and what share of a ceiling or how many times a peer they are."""
     from rich.table import Table
 
-    machine, ceilings = result["machine"], result["ceilings"]
+    machine = result["machine"]
     console.print(
         f"{result['model']['name']}, {result['model']['dtype']}; "
-        f"{machine['gpu'] or str(machine['threads']) + ' threads'}, commit {machine['commit']}\n"
-        f"memory {ceilings['memory_bytes_per_second'] / 1e9:.1f} GB/s, an array as large as the "
-        f"weights {ceilings['cached_bytes_per_second'] / 1e9:.1f} GB/s, matrix "
-        f"{ceilings['matrix_operations_per_second'] / 1e9:,.0f} Gop/s",
+        f"{machine['gpu'] or str(machine['threads']) + ' threads'}, "
+        f"commit {machine['commit']}\n{_span(result, 'memory')} GB/s from memory, "
+        f"{_span(result, 'cached')} GB/s of an array as large as the weights, "
+        f"{_span(result, 'matrix')} Gop/s",
         soft_wrap=True,
     )
     for kind, keys, shares in (

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dijiang_runtime.bench import facts, peers, ratios
+from dijiang_runtime.bench import ceilings, facts, peers
+from dijiang_runtime.bench.ceilings import Ceilings
 from dijiang_runtime.bench.facts import shape_config
 from dijiang_runtime.bench.peers import Peer, PeerError
-from dijiang_runtime.bench.ratios import Ceilings, RatioBench, RatioOptions
+from dijiang_runtime.bench.ratios import RatioBench, RatioOptions
 from dijiang_runtime.models.loader import load_model
 from server import cli
 
@@ -24,9 +25,10 @@ for line in sys.stdin:
 """
 
 
-def run(tiny_model: Path, ceilings: Ceilings, others: list[Peer]) -> dict[str, Any]:
+def run(tiny_model: Path, machine: Ceilings, others: list[Peer]) -> dict[str, Any]:
     options = RatioOptions(decodes=((2, 9),), prefills=(70,), rounds=3, turn_seconds=0.0)
-    return RatioBench(load_model(tiny_model), options, lambda text: None).run(ceilings, others)
+    model = load_model(tiny_model)
+    return RatioBench(model, options, lambda: machine, lambda text: None).run(others)
 
 
 def test_shares_and_speed_ups_are_ratios_of_what_was_measured(tiny_model: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_point_that_is_none_is_refused_before_any_work() -> None:
 
 def test_the_command_writes_its_ratios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(facts.SHAPES, "pythia-70m", (64, 2, 4, 128))
-    monkeypatch.setattr(ratios, "LARGE_BYTES", 1 << 22)
+    monkeypatch.setattr(ceilings, "LARGE_BYTES", 1 << 22)
     file = tmp_path / "ratios.json"
     options = ["--ratios", "--point=1@8", "--rounds=2", "--threads=1", f"--json={file}"]
     result = CliRunner().invoke(cli.app, ["bench", *options])
