@@ -69,6 +69,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "them."
         ),
     ] = True
+    async_scheduling: Annotated[
+        bool,
+        Meta(
+            description="On a GPU, begin the next step of sequences that decode before the last "
+            "one's tokens are read."
+        ),
+    ] = True
     step_timeout_seconds: Annotated[
         float,
         Meta(

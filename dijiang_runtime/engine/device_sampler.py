@@ -15,7 +15,7 @@ from dijiang_runtime.engine.drawing import draw_in_torch
 from dijiang_runtime.engine.logprobs import LogprobTensors, as_reported, logprob_tensors
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sequence import SampledToken, Sequence
-from dijiang_runtime.engine.transfers import take_rows, to_device, to_host
+from dijiang_runtime.engine.transfers import Readback, take_rows, to_device
 from dijiang_runtime.request import NO_LOGPROBS
 
 
@@ -34,8 +34,15 @@ class PendingTokens:
     def read(self, *others: Tensor) -> tuple[list[SampledToken], list[bool], list[Tensor]]:
         """Wait for the tokens, and for `others` on the way: what each row got, whether its logits
         were finite, without which its token means nothing, and the others."""
-        on_the_way = [self.token_ids, self.is_finite, *(self.logprobs or ()), *others]
-        ids, finite, *rest = to_host(*on_the_way)
+        return self.finish(self.start_reading(*others))
+
+    def start_reading(self, *others: Tensor) -> Readback:
+        """Send the tokens to the host, and `others` with them."""
+        return Readback(self.token_ids, self.is_finite, *(self.logprobs or ()), *others)
+
+    def finish(self, reading: Readback) -> tuple[list[SampledToken], list[bool], list[Tensor]]:
+        """What `read` returns, of what `start_reading` has sent."""
+        ids, finite, *rest = reading.wait()
         token_ids: list[int] = ids.tolist()
         logprobs = {}
         if self.logprobs is not None:
@@ -53,12 +60,16 @@ class DeviceSampler:
     def __init__(self, eos_token_ids: Seq[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
 
-    def launch(self, logits: Tensor, sequences: Seq[Sequence]) -> PendingTokens:
+    def launch(
+        self, logits: Tensor, sequences: Seq[Sequence], *, num_unread: int = 0
+    ) -> PendingTokens:
         """Begin to choose one token for each row.
 
         Args:
             logits: Shape [n, V], float32. Overwritten.
             sequences: The sequence of each row.
+            num_unread: Tokens that were chosen for each of them and are not among its own yet. Only
+                sequences that adjust nothing may have some.
         """
         params = [sequence.request.sampling for sequence in sequences]
         is_finite = finite_rows(logits)
@@ -73,7 +84,9 @@ class DeviceSampler:
             self._adjust(logits, adjusted, [sequences[i] for i in adjusted])
         token_ids = _argmax(logits)
         if random := [i for i, p in enumerate(params) if not p.is_greedy]:
-            uniforms = [uniform(sequences[i].seed, sequences[i].next_position) for i in random]
+            next_positions = [sequences[i].next_position + num_unread for i in random]
+            seeds = [sequences[i].seed for i in random]
+            uniforms = list(map(uniform, seeds, next_positions))
             drawn = draw_in_torch(take_rows(logits, random), [params[i] for i in random], uniforms)
             token_ids.index_copy_(0, _places(random, logits), drawn)
         num_top = [params[i].logprobs for i in reported]

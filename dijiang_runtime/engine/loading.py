@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dijiang_runtime.config import EngineConfig
+from dijiang_runtime.engine.lookahead import LookAheadRunner
 from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.resources import available_cpus, available_memory_bytes
@@ -32,7 +33,7 @@ _MIB = 2**20
 class LoadedEngine:
     """The parts of an engine that come from the model folder."""
 
-    runner: ModelRunner
+    runner: ModelRunner | LookAheadRunner
     tokenizer: Tokenizer
     info: EngineInfo
 
@@ -85,7 +86,9 @@ def load(config: EngineConfig) -> LoadedEngine:
         num_slots,
         info.state_bytes_total / _MIB,
     )
-    return LoadedEngine(ModelRunner(model, pool, Sampler(eos_token_ids)), tokenizer, info)
+    runner = ModelRunner(model, pool, Sampler(eos_token_ids))
+    looks_ahead = config.async_scheduling and device.type == "cuda" and not num_pending
+    return LoadedEngine(LookAheadRunner(runner) if looks_ahead else runner, tokenizer, info)
 
 
 def default_num_threads() -> int:

@@ -29,8 +29,8 @@ from dijiang_runtime.request import NO_LOGPROBS, RequestError
 
 logger = logging.getLogger(__name__)
 
-_NOT_FINITE = RequestError(NumericalError.__name__, str(NumericalError()))
-_FAILED = RequestError(RequestFailedError.__name__, "The request failed inside the engine.")
+NOT_FINITE = RequestError(NumericalError.__name__, str(NumericalError()))
+FAILED = RequestError(RequestFailedError.__name__, "The request failed inside the engine.")
 _DEFERRED = StepResult(deferred=True)
 
 Forks = Seq[ScheduledSequence]
@@ -58,26 +58,43 @@ class ModelRunner:
         for bit what they would have got without it.
         """
         self._pool.reset(plan.new_slots)
-        results = self._run([*plan.decodes, *plan.prefills], plan.forks)
+        return self.in_order(plan, self.run([*plan.decodes, *plan.prefills], plan.forks))
+
+    @staticmethod
+    def in_order(plan: SchedulerOutput, results: Results) -> list[StepResult]:
+        """The results in the order of the plan."""
         return [results.get(_id(item), _DEFERRED) for item in plan]
 
-    def _run(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
+    @property
+    def model(self) -> ServingModel:
+        return self._model
+
+    @property
+    def pool(self) -> StatePool:
+        return self._pool
+
+    @property
+    def sampler(self) -> Sampler:
+        return self._sampler
+
+    def run(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
+        """Compute and commit these items' share of a step."""
         try:
             return self._run_batch(items, forks)
         except Exception:
             if len(items) == 1 and forks:
                 # Whose fault was it? Those who were to follow compute the prompt for themselves.
                 logger.warning("request %s failed together with its forks", _id(items[0]))
-                return self._run(items, ())
+                return self.run(items, ())
             if len(items) == 1:
                 logger.exception("request %s failed in a step", items[0].sequence.request_id)
-                return {_id(items[0]): StepResult(error=_FAILED)}
+                return {_id(items[0]): StepResult(error=FAILED)}
             logger.warning("a step of %d sequences failed; looking for the one", len(items))
         # Nothing was committed, so each half starts from the state before the step.
         middle = len(items) // 2
         results: Results = {}
         for half in (items[:middle], items[middle:]):
-            results |= self._run(half, [fork for fork in forks if fork.source in half])
+            results |= self.run(half, [fork for fork in forks if fork.source in half])
         return results
 
     def _run_batch(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
@@ -109,7 +126,7 @@ class ModelRunner:
             if i not in finite:
                 if item.source is None:
                     logger.error("request %s: the model's output is not finite", _id(item))
-                    results[_id(item)] = StepResult(error=_NOT_FINITE)
+                    results[_id(item)] = StepResult(error=NOT_FINITE)
                 continue
             if i in lost:
                 logger.error("request %s: its grammar is too complex", _id(item))
@@ -150,7 +167,7 @@ class ModelRunner:
         is_finite = finite_rows(hidden) & states_are
         if not wanted:
             return {}, _finite_items(rows, is_finite.tolist())
-        logits = self._logits(take_rows(hidden, [rows[i][-1] for i in wanted]))
+        logits = self.logits(take_rows(hidden, [rows[i][-1] for i in wanted]))
         # Rows that are not finite get some token, too: nobody knows yet which they are.
         pending = self._sampler.on_device.launch(logits, [items[i].sequence for i in wanted])
         tokens, logits_are, [is_finite] = pending.read(is_finite)
@@ -171,7 +188,7 @@ class ModelRunner:
         wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        logits = self._logits(hidden[[rows[i][-1] for i in wanted]])
+        logits = self.logits(hidden[[rows[i][-1] for i in wanted]])
         is_finite, likeliest = sampling.scan_rows(logits, range(len(logits)))
         if not all(is_finite):
             finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
@@ -183,7 +200,7 @@ class ModelRunner:
         tokens = self._sampler.sample(logits, [items[i].sequence for i in wanted], likeliest)
         return dict(zip(wanted, tokens, strict=True))
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, V] of unrelated rows [n, D]."""
         if not self._needs_tiles:
             return self._model.logits(hidden, None)
@@ -210,7 +227,7 @@ class ModelRunner:
         """Logits of a whole chunk, or of the ragged end of a prompt."""
         if len(tile) == CHUNK_TILE:
             return self._model.logits(tile, (CHUNK_TILE,))
-        return self._logits(tile)
+        return self.logits(tile)
 
 
 def _with_forks(

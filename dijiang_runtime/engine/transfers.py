@@ -16,12 +16,25 @@ def to_device(values: npt.ArrayLike, device: torch.device) -> Tensor:
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
+class Readback:
+    """Tensors on their way to the host."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies = [x.to("cpu", non_blocking=True) for x in tensors]
+        self._event = torch.cuda.Event() if any(x.is_cuda for x in tensors) else None
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> list[Tensor]:
+        """The tensors on the host, which waits for them, and for nothing launched after them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copies
+
+
 def to_host(*tensors: Tensor) -> list[Tensor]:
     """The tensors on the host, which waits for them once."""
-    copies = [x.to("cpu", non_blocking=True) for x in tensors]
-    if any(x.is_cuda for x in tensors):
-        torch.cuda.current_stream().synchronize()
-    return copies
+    return Readback(*tensors).wait()
 
 
 def take_rows(x: Tensor, rows: list[int]) -> Tensor:

@@ -5,11 +5,13 @@ In Triton's interpreter, with a stand-in for the recorder, so that nothing here 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dijiang_runtime.engine.engine import Engine
+from dijiang_runtime.engine.lookahead import LookAheadRunner
+from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.models.fused import FusedDecoder
 from dijiang_runtime.models.graphed import GraphedDecoder
 from dijiang_runtime.models.loader import load_model
@@ -72,12 +74,27 @@ def test_a_request_gets_the_same_bits_alone_and_among_others(
     num_alone = recorder.num_replays
 
     assert run_together(make_device_engine(), requests, seed=0) == expected
-
     assert {a.finish_reason for a in expected.values()} <= {FinishReason.LENGTH, FinishReason.STOP}
     assert sum(len(a.token_ids) for a in expected.values()) > 6
     assert set(expected["allowed"].token_ids) <= {70, 71, 72}
     # Decodes were replayed, in either run.
     assert recorder.num_replays > num_alone > 0
+
+
+def test_a_step_that_is_begun_ahead_is_replayed_too(
+    make_device_engine: Callable[[], Engine], recorder: Recorder
+) -> None:
+    # A penalty would have the next step wait for the last token.
+    requests = some_requests()[:2]
+    expected = run_alone(make_device_engine(), requests)
+    num_alone = recorder.num_replays
+    engine = make_device_engine()
+    engine._runner = runner = LookAheadRunner(cast(ModelRunner, engine._runner))
+
+    assert run_together(engine, requests, seed=0) == expected
+
+    assert runner.num_adopted > 0
+    assert recorder.num_replays > num_alone
 
 
 def test_answers_are_those_of_the_torch_decoder(

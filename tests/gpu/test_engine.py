@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import random_requests
 from tests.engine.test_determinism import FAMILIES, run_alone, run_together
+from tests.engine.test_lookahead import plain_requests
 from tests.engine.test_sampler import EOS, random_case
 
 pytestmark = pytest.mark.gpu
@@ -43,9 +45,14 @@ def test_neighbours_do_not_matter_in_any_family(
     assert run_together(make_engine(model=model), requests, seed=1) == expected
 
 
-def test_recording_changes_no_bit(make_engine: MakeEngine) -> None:
-    requests = random_requests(seed=3, num_requests=24)
-    expected = run_together(make_engine(cuda_graphs=False), requests, seed=0)
+@pytest.mark.parametrize("option", ["cuda_graphs", "async_scheduling"])
+def test_neither_recording_nor_looking_ahead_changes_a_bit(
+    make_engine: MakeEngine, option: str
+) -> None:
+    requests = random_requests(seed=3, num_requests=24) + plain_requests(seed=3, num_requests=24)
+    for i, request in enumerate(requests):
+        requests[i] = msgspec.structs.replace(request, request_id=str(i))
+    expected = run_together(make_engine(**{option: False}), requests, seed=0)
 
     assert run_together(make_engine(), requests, seed=0) == expected
 
