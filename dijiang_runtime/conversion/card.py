@@ -111,6 +111,11 @@ def _use(name: str, config: ModelConfig | None, steps: list[dict[str, Any]]) -> 
     if config is None:
         return f"## Use\n\n```bash\ndijiang convert {name} OUT\n```\n"
     serve = f"dijiang serve {name}\ndijiang generate {name} --prompt 'Once upon a time'"
+    if any(step["command"] == "quantize" for step in steps):
+        return (
+            f"## Use\n\n```bash\n{serve}\n```\n\nIts matrices are packed for the CPU: training and "
+            "everything but serving needs the folder that it was made from.\n"
+        )
     train = (
         f"dijiang train {name} --teacher PARENT --data text.txt --align-fraction 0.25 --out TRAINED"
     )

@@ -5,8 +5,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,11 @@ from torch import Tensor
 from dijiang_runtime.conversion.calibrate import Calibration, CalibrationOptions, inverse_silu
 from dijiang_runtime.conversion.dijiang_model import load_dijiang
 from dijiang_runtime.conversion.errors import ConversionError
-from dijiang_runtime.conversion.folder import copy_tokenizer
+from dijiang_runtime.conversion.folder import (
+    check_out,
+    copy_tokenizer,
+    new_folder,
+)
 from dijiang_runtime.conversion.initialise import AttentionStart, new_attention_tensors
 from dijiang_runtime.conversion.provenance import add_step
 from dijiang_runtime.conversion.report import ConversionReport, tensor_groups
@@ -76,7 +79,7 @@ def convert(
     options = options or ConvertOptions()
     out = out.resolve()
     say = progress or (lambda line: None)
-    _check_out(parent, out, options)
+    check_out(parent, out, overwrite=options.overwrite)
     hf = read_config(parent)
     _check_parent(parent, hf)
     config = config_from_parent(hf, options.preset)
@@ -85,7 +88,7 @@ def convert(
         raise ConversionError("This is already a DiJiang model, as the authors' code saves it.")
     say(f"Converting a {config.family} model to the {config.preset} preset, tensor by tensor")
     calibration = _calibration(parent, config, options, say)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         specs = tensor_specs(empty_model(config), options.dtype)
         writer = ShardWriter(folder, specs, shard_bytes=options.shard_bytes)
         copied = _copy(family_of(hf).parent_weights(config, source), specs, writer)
@@ -102,15 +105,6 @@ def convert(
     return report
 
 
-def _check_out(parent: Path, out: Path, options: ConvertOptions) -> None:
-    if out.resolve() == parent.resolve():
-        raise ConversionError("The output folder is the parent's own; choose another.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not options.overwrite:
-        raise ConversionError(f"{out} exists and is not empty. Choose another, or overwrite it.")
-    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
-        raise ConversionError(f"{out} is not a model folder, so it is not overwritten.")
-
-
 def _check_parent(parent: Path, hf: dict[str, Any]) -> None:
     if hf.get("model_type") == MODEL_TYPE:
         raise ConversionError("This is already a DiJiang model.")
@@ -121,21 +115,6 @@ def _check_parent(parent: Path, hf: dict[str, Any]) -> None:
             f"{parent} has no tokenizer.json. Save the fast tokenizer beside the weights: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)."
         )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder that takes the place of `out` when all went well, and vanishes otherwise."""
-    folder = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy(

@@ -16,6 +16,7 @@ from dijiang_runtime.conversion.errors import DataError
 from dijiang_runtime.conversion.served import ServedModel
 from dijiang_runtime.conversion.trainable import load_model_folder
 from dijiang_runtime.models.packed import num_parameters
+from dijiang_runtime.models.packed_folder import packed_format
 from dijiang_runtime.models.serving import DtypeChoice
 
 
@@ -59,7 +60,7 @@ class EvaluateOptions:
     max_tokens: int | None = None
     """Stop after this many tokens of the text."""
     dtype: DtypeChoice | None = None
-    """Measure a DiJiang model as it is served in this dtype; None: as it is trained."""
+    """Measure a DiJiang model as it is served in this dtype; None: as it is trained, or packed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +159,10 @@ def evaluate(
         DataError, ConversionError, ModelLoadError: unusable text, tokenizer or model.
     """
     model: EvaluatedModel
-    if options.dtype is None:
+    if options.dtype is None and packed_format(folder) is None:
         model = load_model_folder(folder)
     else:
-        model = ServedModel(folder, options.dtype)
+        model = ServedModel(folder, options.dtype or "auto")
     token_ids = pack_documents(data, load_tokenizer(folder), eos_token_id=model.eos_token_id)
     return evaluate_model(model, token_ids, options, progress)
 

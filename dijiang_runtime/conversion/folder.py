@@ -1,7 +1,11 @@
-"""The files of a model folder beside its weights."""
+"""Model folders that come to be as a whole, and the files beside their weights."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from dijiang_runtime.conversion.errors import ConversionError
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -28,3 +32,28 @@ def _copy(source: Path, target: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def check_out(source: Path, out: Path, *, overwrite: bool) -> None:
+    """Raise `ConversionError` unless a model may be written to `out`."""
+    if out.resolve() == source.resolve():
+        raise ConversionError("The output folder is the parent's own; choose another.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ConversionError(f"{out} exists and is not empty. Choose another, or overwrite it.")
+    if out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        raise ConversionError(f"{out} is not a model folder, so it is not overwritten.")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` when all went well, and vanishes otherwise."""
+    folder = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -52,7 +52,11 @@ def is_covered(config: ModelConfig) -> bool:
 def prepare(model: Decoder, weight_format: WeightFormat) -> "Decoder | CompiledDecoder":
     """Pack a model's matrices, in place, and compile its step where the kernels cover it."""
     context = cpu.context()
-    pack_model(model, weight_format, context)
+    return compile_packed(pack_model(model, weight_format, context), context)
+
+
+def compile_packed(model: Decoder, context: Context) -> "Decoder | CompiledDecoder":
+    """Compile the step of a model whose matrices are packed, where the kernels cover it."""
     return CompiledDecoder(model, context) if is_covered(model.config) else model
 
 

@@ -16,6 +16,7 @@ from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.shards import DEFAULT_SHARD_BYTES, ShardWriter, TensorSpec
 from dijiang_runtime.models.weights import (
     INDEX_FILE,
+    PACKED_KEY,
     TensorSource,
     first_non_finite,
     read_json,
@@ -54,13 +55,18 @@ def load_model(
     hf = _read_config(folder)
     if hf.get("model_type") == MODEL_TYPE:
         config, source = ModelConfig.from_dict(hf), TensorSource(folder)
+        if (packed := source.metadata.get(PACKED_KEY)) is not None:
+            raise ModelLoadError(
+                f"{folder} holds weights that are packed as {packed}, to be served. Everything "
+                "else needs the folder that it was made from."
+            )
         weights: Iterable[tuple[str, Tensor]] = ((n, source.get(n)) for n in sorted(source.names))
     else:
         source = _authors_source(folder, hf)
         config = gpt_neox.authors_config(hf, source)
         weights = gpt_neox.authors_weights(config, source)
     model = empty_model(config)
-    _fill(model, weights, dtype)
+    fill(model, weights, dtype)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -153,8 +159,15 @@ def _authors_source(folder: Path, hf: dict[str, Any]) -> TensorSource:
     return source
 
 
-def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> None:
-    """Give the model its weights, checking every one."""
+def fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> None:
+    """Give the model its weights, checking every one.
+
+    Of packed matrices only the shapes: looking at their numbers would read the whole file, and
+    whoever packed them has.
+
+    Raises:
+        ModelLoadError: a tensor is missing, superfluous, misshapen or not finite.
+    """
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     state: dict[str, Tensor] = {}
     for name, tensor in weights:
@@ -165,7 +178,8 @@ def _fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dt
                 f"{name} has shape {list(tensor.shape)}, but the config asks for "
                 f"{list(expected[name])}."
             )
-        if (bad := first_non_finite(tensor)) is not None:
+        is_packed = name.endswith(".panels") or not tensor.is_floating_point()
+        if not is_packed and (bad := first_non_finite(tensor)) is not None:
             raise ModelLoadError(f"{name} holds a non-finite value at {list(bad)}.")
         state[name] = _cast(name, tensor, dtype or tensor.dtype)
     if missing := sorted(expected.keys() - state.keys()):

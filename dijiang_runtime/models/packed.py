@@ -18,7 +18,7 @@ class PackedLinear(nn.Module):
     column_sum: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, matrix: PackedMatrix, context: Context) -> None:
+    def __init__(self, matrix: PackedMatrix, context: Context | None) -> None:
         super().__init__()
         self.context = context
         self.in_features = matrix.in_features
@@ -46,7 +46,7 @@ def pack_model(model: Decoder, weight_format: WeightFormat, context: Context) ->
 
     One layer at a time, so that no more than one matrix exists twice.
     """
-    for parent, name, linear in list(_linear_layers(model)):
+    for parent, name, linear in list(linear_layers(model)):
         matrix = pack(linear.weight, linear.bias, weight_format)
         setattr(parent, name, PackedLinear(matrix, context))
     if model.config.tie_word_embeddings and not hasattr(model, "lm_head"):
@@ -90,7 +90,8 @@ def weight_bytes(model: Decoder) -> int:
     return total - model.embed_tokens.weight.nbytes
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Every linear layer, with its parent and its name there."""
     for parent in model.modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):

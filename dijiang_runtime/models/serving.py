@@ -8,12 +8,18 @@ from torch import Tensor
 
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models import compiled
-from dijiang_runtime.models.compiled import NUM_PENDING_TOKENS, CompiledDecoder, prepare
+from dijiang_runtime.models.compiled import (
+    NUM_PENDING_TOKENS,
+    CompiledDecoder,
+    compile_packed,
+    prepare,
+)
 from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.fused import FusedDecoder, is_covered
 from dijiang_runtime.models.graphed import CudaRecorder, GraphedDecoder, sizes_to_record
 from dijiang_runtime.models.loader import cast, load_model
+from dijiang_runtime.models.packed_folder import load_packed, packed_format
 from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.packed import WeightFormat
 
@@ -40,7 +46,27 @@ def load_for_serving(
     Raises:
         ModelLoadError: the folder cannot be loaded, or not in this dtype here.
     """
-    return serve_in(load_model(folder, dtype=None), device, dtype)
+    if (stored := packed_format(folder)) is None:
+        return serve_in(load_model(folder, dtype=None), device, dtype)
+    if device.type != "cpu" or not cpu.is_available():
+        raise ModelLoadError(
+            f"{folder} is packed for the compiled CPU kernels: device cpu, and a C++ compiler when "
+            "this was installed. Or serve the folder that it was made from."
+        )
+    if dtype not in ("auto", stored):
+        raise ModelLoadError(
+            f"{folder} is packed as {stored}, so dtype cannot be {dtype}. Leave it at auto, or "
+            "serve the folder that it was made from."
+        )
+    context = cpu.context()
+    return _alone(compile_packed(load_packed(folder, context), context)), stored
+
+
+def _alone(model: Decoder | CompiledDecoder) -> Decoder | CompiledDecoder:
+    """Leave torch one thread where it has nothing to do."""
+    if isinstance(model, CompiledDecoder):
+        torch.set_num_threads(1)
+    return model
 
 
 def num_pending_tokens(config: ModelConfig) -> int:
@@ -56,10 +82,7 @@ def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[
     """
     if device.type == "cpu" and cpu.is_available():
         weight_format = AUTO_FORMAT if dtype == "auto" else dtype
-        prepared = prepare(model, weight_format)
-        if isinstance(prepared, CompiledDecoder):
-            torch.set_num_threads(1)
-        return prepared, weight_format
+        return _alone(prepare(model, weight_format)), weight_format
     half = "bfloat16" if device.type == "cuda" else "float32"
     chosen = half if dtype == "auto" else dtype
     if chosen == "int8":

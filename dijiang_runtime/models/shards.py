@@ -27,7 +27,11 @@ _DTYPES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.int8: "I8",
 }
+_LINE = 64
+"""Bytes of a cache line. Tensors of whole lines begin with one."""
 # A tensor is cast and written in runs of rows of at most so many numbers.
 _RUN = 2**22
 
@@ -57,8 +61,14 @@ class ShardWriter:
         specs: Mapping[str, TensorSpec],
         *,
         shard_bytes: int = DEFAULT_SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Create the files. `specs` are in the model's order; a shard holds consecutive tensors."""
+        """Create the files. `specs` are in the model's order; a shard holds consecutive tensors.
+
+        Args:
+            metadata: What every header says beside the tensors.
+        """
+        self._metadata = {"format": "pt", **(metadata or {})}
         self._specs = dict(specs)
         self._missing = set(specs)
         self._places: dict[str, tuple[Path, int]] = {}
@@ -85,16 +95,21 @@ class ShardWriter:
                 file.write(data.numpy().data)
         self._missing.discard(name)
 
+    def _rank(self, name: str) -> tuple[bool, int]:
+        spec = self._specs[name]
+        return spec.num_bytes % _LINE != 0, -spec.dtype.itemsize
+
     @property
     def missing(self) -> frozenset[str]:
         """Tensors that have not been written yet; their bytes are zero."""
         return frozenset(self._missing)
 
     def _create(self, path: Path, names: list[str]) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": self._metadata}
         offset = 0
-        # Wide numbers first, so that every tensor is aligned to the size of its numbers.
-        for name in sorted(names, key=lambda n: -self._specs[n].dtype.itemsize):
+        # Whole lines first, and then wide numbers: so every tensor is aligned to the size of its
+        # numbers, without holes.
+        for name in sorted(names, key=self._rank):
             spec = self._specs[name]
             end = offset + spec.num_bytes
             header[name] = {
@@ -104,7 +119,7 @@ class ShardWriter:
             }
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text)) % _LINE)
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + offset)

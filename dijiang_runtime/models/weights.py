@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dijiang_runtime.errors import ModelLoadError
 
+PACKED_KEY, LAYOUT_KEY = "dijiang_packed", "dijiang_layout"
+"""In the metadata of a packed folder's files; see `models.packed_folder`."""
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 
@@ -28,8 +30,11 @@ class TensorSource:
         """
         self._files: dict[str, Any] = {}
         self._read: set[str] = set()
+        self.metadata: dict[str, str] = {}
+        """Of the files' headers."""
         for path in _weight_files(folder):
             handle = _open(path)
+            self.metadata |= handle.metadata() or {}
             for name in handle.keys():
                 self._files[name] = handle if keep_mapped else path
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from server.commands.common import fail
 
 if TYPE_CHECKING:
     from dijiang_runtime.conversion.report import ConversionReport
@@ -18,6 +21,11 @@ class DtypeName(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class QuantizeName(StrEnum):
+    INT8 = "int8"
+    BFLOAT16 = "bfloat16"
 
 
 class PresetName(StrEnum):
@@ -36,6 +44,7 @@ def byte_size(text: str) -> int:
 
 
 def convert(
+    ctx: typer.Context,
     parent: Annotated[
         str, typer.Argument(help="Vanilla model folder with safetensors, or a hub id.")
     ],
@@ -67,6 +76,19 @@ def convert(
         int, typer.Option(parser=byte_size, metavar="SIZE", help="Cut larger weights into files.")
     ] = "5GB",  # type: ignore[assignment]
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output folder.")] = False,
+    quantize: Annotated[
+        QuantizeName | None,
+        typer.Option(
+            help="PARENT is a DiJiang model: pack its matrices for the CPU, to be mapped by serve."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="With --quantize: text to measure on what it costs. Repeatable."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="With --data: stop after these.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Turn a pretrained Transformer into a DiJiang model, ready to be trained.
@@ -78,7 +100,15 @@ def convert(
     Example:
 
         dijiang convert EleutherAI/pythia-70m pythia-70m-dijiang
+
+        dijiang convert trained trained-int8 --quantize int8 --data heldout.txt
     """
+    if quantize is not None:
+        _refuse_others(ctx)
+        _quantize(Path(parent), out, quantize, shard_size, data, max_tokens, overwrite, as_json)
+        return
+    if data or max_tokens:
+        fail("--data and --max-tokens go with --quantize.", exit_code=2)
     import torch
 
     from dijiang_runtime.conversion.convert import ConvertOptions
@@ -102,6 +132,54 @@ def convert(
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         _print_report(report)
+
+
+def _refuse_others(ctx: typer.Context) -> None:
+    """Leave with a message if an option was given that packing has no use for."""
+    decided = "preset revision seed min_half_life max_half_life calibrate dtype".split()
+    for name in decided:
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            fail(f"--{option} is for conversions; --quantize packs a model as it is.", exit_code=2)
+
+
+def _quantize(
+    folder: Path,
+    out: Path,
+    weight_format: QuantizeName,
+    shard_bytes: int,
+    data: list[str] | None,
+    max_tokens: int | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from dijiang_runtime.conversion.quantize import QuantizeOptions
+    from dijiang_runtime.conversion.quantize import quantize as run_quantization
+
+    options = QuantizeOptions(
+        weight_format=weight_format.value,
+        shard_bytes=shard_bytes,
+        data=tuple(data or ()),
+        max_tokens=max_tokens,
+        overwrite=overwrite,
+    )
+    cost = run_quantization(folder, out, options, lambda line: typer.echo(line, err=True))
+    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    if as_json:
+        found = {} if cost is None else asdict(cost)
+        typer.echo(json.dumps({"weights_bytes": size, **found}, indent=2))
+        return
+    typer.echo(f"{size:,} bytes of weights in {out}, to be mapped by dijiang serve.")
+    if cost is None:
+        typer.echo(f"What it costs: dijiang eval {out} --data TEXT, beside the same of {folder}.")
+        return
+    share = cost.packed_loss / cost.float32_loss - 1
+    typer.echo(
+        f"loss {cost.float32_loss:.5f} in float32, {cost.packed_loss:.5f} packed ({share:+.2%}); "
+        f"perplexity {cost.float32_perplexity:.4f}, {cost.packed_perplexity:.4f}; "
+        f"{cost.num_tokens:,} tokens"
+    )
 
 
 def _print_report(report: "ConversionReport") -> None:

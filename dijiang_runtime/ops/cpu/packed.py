@@ -6,7 +6,7 @@ N outputs    K inputs    P panels of 64 outputs    E inputs in a group: 1 float3
 
 import ctypes
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,29 @@ class PackedMatrix:
     bias: Tensor | None  # [64 P], float32
     in_features: int
     out_features: int
+
+    @classmethod
+    def empty(
+        cls, in_features: int, out_features: int, weight_format: WeightFormat, *, has_bias: bool
+    ) -> Self:
+        """A matrix without storage."""
+        dtype: torch.dtype = getattr(torch, weight_format)
+        panels = -(-out_features // PANEL_COLUMNS)
+        inputs = -(-in_features // _INPUT_MULTIPLE) * _INPUT_MULTIPLE
+        group, columns = _GROUP[dtype], panels * PANEL_COLUMNS
+
+        def of(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        is_int8 = dtype == torch.int8
+        return cls(
+            panels=of(panels, inputs // group, PANEL_COLUMNS, group, dtype=dtype),
+            scale=of(columns, dtype=torch.float32) if is_int8 else None,
+            column_sum=of(columns, dtype=torch.int32) if is_int8 else None,
+            bias=of(columns, dtype=torch.float32) if has_bias else None,
+            in_features=in_features,
+            out_features=out_features,
+        )
 
     def struct(self) -> MatrixStruct:
         """What the kernels are told. Valid as long as this object is alive."""
