@@ -12,10 +12,11 @@ from typing import Any
 from dijiang_runtime.bench.facts import describe_machine, describe_model
 from dijiang_runtime.bench.timing import Timing, alternate, now
 from dijiang_runtime.config import CHUNK_SIZE
+from dijiang_runtime.engine.lookahead import LookAheadRunner
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
-from dijiang_runtime.engine.sequence import Sequence
+from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import RequestFailedError
 from dijiang_runtime.models.serving import ServingModel, decoder_of, record_steps
@@ -23,6 +24,9 @@ from dijiang_runtime.request import Request, SamplingParams
 
 NEAR, FAR = 100, 100_000
 """Positions at which decode is compared."""
+
+_STEPS_AHEAD = 64
+"""So many decodes of one call follow each other; all but the first are begun ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class BenchOptions:
     full: bool = False
     """Really run a prompt of `FAR` tokens; otherwise its position is only claimed."""
     max_batched_tokens: int = 512
+    looks_ahead: bool | None = None
+    """Begin decodes ahead, as the engine does by default: on a GPU. See `engine/lookahead.py`."""
 
 
 Progress = Callable[[str], None]
@@ -52,7 +58,11 @@ class Bench:
             model.config.state, max(*options.batches, 2), device, model.num_pending_tokens
         )
         recorded = record_steps(model, self._pool.states, self._pool.scratch)
-        self._runner = ModelRunner(recorded, self._pool, Sampler(()))
+        runner = ModelRunner(recorded, self._pool, Sampler(()))
+        self._looks_ahead = options.looks_ahead
+        if self._looks_ahead is None:
+            self._looks_ahead = device.type == "cuda"
+        self._runner = LookAheadRunner(runner) if self._looks_ahead else runner
 
     def run(self) -> dict[str, Any]:
         """Measure everything. The result is plain data, ready for JSON."""
@@ -120,7 +130,10 @@ class Bench:
 
     @property
     def _steps_per_call(self) -> int:
-        """Steps of which one writes the states: what they take is an average over these."""
+        """Steps of which one writes the states, or so many that all but the first of them are begun
+        ahead: what they take is an average over these."""
+        if self._looks_ahead:
+            return _STEPS_AHEAD
         return self._model.num_pending_tokens + 1
 
     def _sequence(self, num_prompt_tokens: int, *, slot: int, num_decoded: int = 0) -> Sequence:
@@ -129,7 +142,7 @@ class Bench:
         request = Request(
             request_id=f"bench-{slot}",
             prompt_token_ids=tuple(i * 7919 % vocab_size for i in range(num_prompt_tokens)),
-            sampling=SamplingParams(temperature=0.0, max_tokens=2),
+            sampling=SamplingParams(temperature=0.0, max_tokens=_STEPS_AHEAD + 1),
             arrival_time=0.0,
         )
         sequence = Sequence(request, seed=0, slot=slot)
@@ -140,6 +153,8 @@ class Bench:
 
     def _decode(self, places: Seq[tuple[int, int]]) -> Callable[[], object]:
         """`_steps_per_call` steps from a position on, of a sequence for each position and slot."""
+        if self._looks_ahead:
+            return self._decode_ahead(places)
         plans = []
         for number in range(self._steps_per_call):
             sequences = [self._sequence(p, slot=s, num_decoded=number) for p, s in places]
@@ -154,10 +169,29 @@ class Bench:
 
         return call
 
-    def _execute(self, plan: SchedulerOutput) -> None:
-        for result in self._runner.execute(plan):
+    def _decode_ahead(self, places: Seq[tuple[int, int]]) -> Callable[[], object]:
+        """The same, of sequences that move on, so that a plan finds its step begun."""
+        sequences = [self._sequence(p, slot=s) for p, s in places]
+        plan = SchedulerOutput(decodes=tuple(ScheduledSequence(s, 1) for s in sequences))
+
+        def call() -> None:
+            for sequence in sequences:
+                del sequence.output_token_ids[1:]
+                sequence.num_computed_tokens = sequence.num_prompt_tokens
+            for _ in range(self._steps_per_call):
+                for sequence, result in zip(sequences, self._execute(plan), strict=True):
+                    assert result.token_id is not None, "a decode chooses a token"
+                    sequence.append(result.token_id)
+                    sequence.num_computed_tokens += 1
+
+        return call
+
+    def _execute(self, plan: SchedulerOutput) -> list[StepResult]:
+        results = self._runner.execute(plan)
+        for result in results:
             if result.error is not None:
                 raise RequestFailedError(f"A measured step failed: {result.error.message}")
+        return results
 
     def _prefill(self, sequence: Sequence) -> float:
         """Run a sequence's prompt from its start, in the chunks the server would. Seconds."""

@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dijiang_runtime.bench import timing
+from dijiang_runtime.bench import engine, timing
 from dijiang_runtime.bench.engine import FAR, NEAR, Bench, BenchOptions
 from dijiang_runtime.bench.facts import SHAPES, shape_config
+from dijiang_runtime.engine.lookahead import LookAheadRunner
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.scheduler import SchedulerOutput
 from dijiang_runtime.engine.sequence import StepResult
 from dijiang_runtime.errors import InvalidRequestError, RequestFailedError
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.loader import load_model
+from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE
 from dijiang_runtime.request import RequestError
 from server import cli
 
@@ -83,6 +85,31 @@ def test_decode_is_timed_at_the_positions_it_is_reported_for(
     assert decoded == {(NEAR,), (NEAR,) * 3, (FAR,)}
     assert [row["position"] for row in result["decode_by_position"]["rows"]] == [NEAR, FAR]
     assert result["decode_by_position"]["prompt_was_run"] is False
+
+
+def test_a_decode_that_looks_ahead_moves_on_from_its_position(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, NO_TARGET)
+    monkeypatch.setattr(engine, "_STEPS_AHEAD", 5)
+    planned: list[tuple[int, ...]] = []
+    execute = LookAheadRunner.execute
+
+    def recorded(self: LookAheadRunner, plan: SchedulerOutput) -> Any:
+        planned.append(tuple(item.sequence.num_computed_tokens for item in plan))
+        return execute(self, plan)
+
+    monkeypatch.setattr(LookAheadRunner, "execute", recorded)
+    options = BenchOptions(batches=(2,), rounds=2, looks_ahead=True)
+    bench = Bench(load_model(tiny_model), options, lambda text: None)
+
+    bench.decode_seconds(batch=2, position=9, steps=10)
+
+    assert planned == 2 * [(p, p) for p in range(9, 14)]
+    runner: Any = bench._runner
+    # Of each five all but the first are there when they are wanted, and none is in vain.
+    assert runner.num_adopted == 2 * 2 * 4
+    assert runner._begun is None
 
 
 def test_a_prompt_is_run_in_the_chunks_of_the_server(model: Decoder, steps: list[Step]) -> None:
