@@ -23,6 +23,12 @@ def is_adjusted(sequence: Sequence) -> bool:
     return has_bias(params) or has_penalties(params) or _has_mask(sequence)
 
 
+def depends_on_last_token(sequence: Sequence) -> bool:
+    """Whether what changes this sequence's logits can only be told when its last token is known."""
+    params = sequence.request.sampling
+    return has_penalties(params) or bool(params.bad_words) or sequence.matcher is not None
+
+
 def has_bias(params: SamplingParams) -> bool:
     """Whether there are biases, or tokens that may be suppressed."""
     return bool(params.logit_bias or params.bad_words or params.min_tokens)
@@ -49,11 +55,14 @@ def biases(sequence: Sequence) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.fl
     return sequence.bias
 
 
-def suppressed(sequence: Sequence, eos_token_ids: Seq[int]) -> list[int]:
-    """The tokens that `min_tokens` and `bad_words` keep from coming next, ascending."""
+def suppressed(sequence: Sequence, eos_token_ids: Seq[int], *, num_unread: int = 0) -> list[int]:
+    """The tokens that `min_tokens` and `bad_words` keep from coming next, ascending.
+
+    `num_unread` tokens of the output are not there yet; then there may be no `bad_words`.
+    """
     params, output = sequence.request.sampling, sequence.output_token_ids
     tokens = _ends_of_bad_words(params, output)
-    if len(output) < params.min_tokens:
+    if len(output) + num_unread < params.min_tokens:
         tokens.update(params.stop_token_ids)
         if not params.ignore_eos:
             tokens.update(eos_token_ids)

@@ -68,8 +68,8 @@ class DeviceSampler:
         Args:
             logits: Shape [n, V], float32. Overwritten.
             sequences: The sequence of each row.
-            num_unread: Tokens that were chosen for each of them and are not among its own yet. Only
-                sequences that adjust nothing may have some.
+            num_unread: Tokens that were chosen for each of them and are not among its own yet.
+                Nothing may depend on them: see `adjustments.depends_on_last_token`.
         """
         params = [sequence.request.sampling for sequence in sequences]
         is_finite = finite_rows(logits)
@@ -81,7 +81,7 @@ class DeviceSampler:
             # A copy of what is about to be changed; most often nothing is.
             raw_logits = raw_logits.clone() if adjusted and raw_logits is logits else raw_logits
         if adjusted:
-            self._adjust(logits, adjusted, [sequences[i] for i in adjusted])
+            self._adjust(logits, adjusted, [sequences[i] for i in adjusted], num_unread)
         token_ids = _argmax(logits)
         if random := [i for i, p in enumerate(params) if not p.is_greedy]:
             next_positions = [sequences[i].next_position + num_unread for i in random]
@@ -95,7 +95,9 @@ class DeviceSampler:
             logprobs = logprob_tensors(raw_logits, take_rows(token_ids, reported), max(num_top))
         return PendingTokens(token_ids, is_finite, reported, num_top, logprobs)
 
-    def _adjust(self, logits: Tensor, rows: list[int], sequences: Seq[Sequence]) -> None:
+    def _adjust(
+        self, logits: Tensor, rows: list[int], sequences: Seq[Sequence], num_unread: int
+    ) -> None:
         """Apply everything that changes these rows of logits [n, V], in place."""
         flat, vocab_size = logits.view(-1), logits.shape[1]
         starts = [row * vocab_size for row in rows]
@@ -108,7 +110,9 @@ class DeviceSampler:
         lost = [
             start + token_id
             for start, sequence in located
-            for token_id in adjustments.suppressed(sequence, self._eos_token_ids)
+            for token_id in adjustments.suppressed(
+                sequence, self._eos_token_ids, num_unread=num_unread
+            )
         ]
         if lost:
             flat.index_fill_(0, _places(lost, logits), adjustments.SUPPRESSED)

@@ -132,7 +132,7 @@ class LookAheadRunner:
 
     def _launch(self, decodes: list[_Decode], token_ids: Tensor) -> None:
         sequences = [decode.sequence for decode in decodes]
-        if not decodes or any(map(adjustments.is_adjusted, sequences)):
+        if not decodes or any(map(adjustments.depends_on_last_token, sequences)):
             return
         try:
             pending, is_finite = self._compute(decodes, token_ids)

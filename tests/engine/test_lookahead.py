@@ -5,6 +5,7 @@ On the CPU, without the compiled kernels, as on a GPU but for the device.
 
 import random
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,9 @@ def num_adopted(engine: Engine) -> int:
 
 
 def plain_requests(seed: int, num_requests: int) -> list[Request]:
-    """Of every kind that adjusts no logits."""
+    """Of every kind whose logits do not depend on the last token by way of the host."""
     nothing = {
-        "min_tokens": 0,
-        "logit_bias": {},
         "bad_words": (),
-        "allowed_token_ids": None,
         "repetition_penalty": 1.0,
         "frequency_penalty": 0.0,
         "presence_penalty": 0.0,
@@ -84,17 +82,46 @@ def test_answers_are_those_of_steps_in_turn(
     assert run_together(engine, requests, seed=1) == expected
 
 
-def test_requests_that_adjust_their_logits_are_not_begun_ahead(
+@pytest.mark.parametrize(
+    "params",
+    [{"repetition_penalty": 1.2}, {"presence_penalty": 0.5}, {"bad_words": ((5, 6),)}],
+    ids=str,
+)
+def test_nothing_is_begun_ahead_whose_logits_depend_on_the_last_token(
+    make_ahead: MakeEngine, params: dict[str, object]
+) -> None:
+    engine = make_ahead()
+    run_alone(engine, [make_request("r", max_tokens=20, ignore_eos=True, **params)])
+    assert num_adopted(engine) == 0
+
+
+def test_any_mixture_gets_the_answers_of_steps_in_turn(
     make_ahead: MakeEngine, make_engine: MakeEngine
 ) -> None:
-    requests = random_requests(seed=6, num_requests=32)
+    pairs = zip(random_requests(seed=6, num_requests=30), plain_requests(9, 30), strict=True)
+    requests = [
+        msgspec.structs.replace(request, request_id=str(i))
+        for i, request in enumerate(chain.from_iterable(pairs))
+    ]
     expected = run_alone(make_engine(), requests)
 
-    assert run_together(make_ahead(max_slots=9), requests, seed=0) == expected
+    engine = make_ahead(max_slots=2)
+    assert run_together(engine, requests, seed=0) == expected
+    assert num_adopted(engine) > 0
 
+
+def test_least_lengths_count_the_token_that_nobody_has_read(
+    make_ahead: MakeEngine, make_engine: MakeEngine
+) -> None:
+    """The likeliest token ends the answer as soon as it may."""
+    ends = {"stop_token_ids": (9,), "logit_bias": {9: 100.0}, "min_tokens": 4, "max_tokens": 12}
+    requests = [make_request("r", [5, 6, 7], temperature=0.0, **ends)]
+    expected = run_alone(make_engine(), requests)
     engine = make_ahead()
-    run_alone(engine, [make_request("r", max_tokens=20, repetition_penalty=1.2)])
-    assert num_adopted(engine) == 0
+
+    assert run_alone(engine, requests) == expected
+    assert len(expected["r"].token_ids) == 5
+    assert num_adopted(engine) == 4
 
 
 def test_several_answers_to_a_prompt_go_on_ahead_from_its_copies(
@@ -178,14 +205,8 @@ def test_whoever_leaves_takes_nobody_along(make_ahead: MakeEngine, make_engine: 
 
 @pytest.mark.parametrize("fault", ["exception", "nan"])
 def test_a_culprit_fails_alone(make_ahead: MakeEngine, make_engine: MakeEngine, fault: str) -> None:
-    requests = [
-        msgspec.structs.replace(
-            request, sampling=msgspec.structs.replace(request.sampling, logit_bias={})
-        )
-        for request in neighbours()
-    ]
+    requests = neighbours()
     expected = answers(run(make_engine(max_slots=16), requests))
-    assert all(BAD not in answer.token_ids for answer in expected.values())
     engine = make_ahead(max_slots=16)
     runner: Any = engine._runner
     faulty = FaultyModel(runner._runner._model, fault)
