@@ -4,9 +4,8 @@ The draw inverts the cumulative distribution in order of token id. On the CPU th
 do it; what is here is for other devices, and for an installation without them. It waits for nothing
 that a device computes.
 
-Probabilities are integers here: weights of which the largest is some power of two. However a device
-shares a sum of integers out, and in whatever batch, it is the same sum, so that a row's token
-depends on that row alone. What is lost is at most 2^-36 of the largest probability.
+Probabilities are integers here, whose sums do not depend on the batch (`exact.py`), so that a row's
+token depends on that row alone.
 
 n rows    V vocabulary
 """
@@ -17,14 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dijiang_runtime.engine.exact import blocks, largest_weight
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.transfers import take_rows, to_device
 from dijiang_runtime.ops.cpu import sampling
 from dijiang_runtime.request import SamplingParams
-
-_CPU_BLOCK, _DEVICE_BLOCK = 2**16, 2**23
-"""Elements to work on at once: what one pass leaves in a CPU's cache, the next one finds there; on
-a GPU it bounds the memory."""
 
 
 def draw(
@@ -49,10 +45,8 @@ def draw_in_torch(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[flo
 
     A row that holds NaN gets some token.
     """
-    elements = _CPU_BLOCK if logits.device.type == "cpu" else _DEVICE_BLOCK
-    num_rows = max(1, elements // logits.shape[1])
-    blocks = [slice(i, i + num_rows) for i in range(0, len(logits), num_rows)]
-    return torch.cat([_draw_block(logits[b], params[b], uniforms[b]) for b in blocks])
+    drawn = [_draw_block(logits[b], params[b], uniforms[b]) for b in blocks(logits)]
+    return torch.cat(drawn)
 
 
 def _draw_block(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> Tensor:
@@ -64,7 +58,7 @@ def _draw_block(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float
     shares /= temperature
     shares.exp_()
     shares.masked_fill_(shares < min_p, 0.0)
-    weights = shares.mul_(_largest_weight(logits.shape[1])).long()
+    weights = shares.mul_(largest_weight(logits.shape[1])).long()
     for cut in _cuts(params, logits.shape[1]):
         kept = _cut(take_rows(weights, cut), take_rows(logits, cut), [params[i] for i in cut])
         if len(cut) == len(params):
@@ -78,11 +72,6 @@ def _draw_block(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float
     point = torch.minimum((uniform * total).long(), total - 1)
     found = torch.searchsorted(cumulative, point, right=True)
     return found.squeeze(1).clamp_(max=logits.shape[1] - 1)
-
-
-def _largest_weight(vocab_size: int) -> float:
-    """A power of two: so many of it have a sum in 63 bits, and float64 holds it to the unit."""
-    return 2.0 ** min(52, 62 - vocab_size.bit_length())
 
 
 def _cuts(params: Seq[SamplingParams], vocab_size: int) -> list[list[int]]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from dijiang_runtime.engine.exact import log_sum_exp
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.sequence import RawLogprobs
 from dijiang_runtime.engine.transfers import to_device, to_host
@@ -50,11 +50,11 @@ def raw_logprobs(
 
 def logprob_tensors(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
     """The same in torch, on any device. token_ids [n], int64, lie on it as well."""
-    logprobs = torch.log_softmax(logits, dim=-1)
+    totals = log_sum_exp(logits)
     # Logits that differ may have one logprob, so it is they that are ranked.
     ids = rank(logits, min(num_top, logits.shape[1]))
-    chosen = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
-    return LogprobTensors(chosen, ids, logprobs.gather(1, ids))
+    chosen = logits.gather(1, token_ids.unsqueeze(1)) - totals
+    return LogprobTensors(chosen.squeeze(1).float(), ids, (logits.gather(1, ids) - totals).float())
 
 
 def as_reported(token_ids: Seq[int], num_top: Seq[int], found: LogprobTensors) -> list[RawLogprobs]:
