@@ -97,6 +97,8 @@ def plot(panels: Sequence[Panel], caption: str, path: Path) -> None:
 
 
 def _draw(axes: "Axes", panel: Panel) -> None:
+    from matplotlib.ticker import LogLocator
+
     places = [row[panel.place] for row in panel.rows]
     for (name, value), marker in zip(panel.lines.items(), "osD^v", strict=False):
         values = [value(row) for row in panel.rows]
@@ -118,7 +120,9 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     else:
         axes.set_yscale("log")
         axes.axhline(panel.floor, color="0.4", linestyle=":")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}x")
+        axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.3)
     if len(panel.lines) > 1 or panel.floor is not None:
         axes.legend(frameon=False)
