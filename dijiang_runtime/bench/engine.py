@@ -58,11 +58,12 @@ class Bench:
             model.config.state, max(*options.batches, 2), device, model.num_pending_tokens
         )
         recorded = record_steps(model, self._pool.states, self._pool.scratch)
-        runner = ModelRunner(recorded, self._pool, Sampler(()))
+        # A prompt is timed without the decode that would be begun after it.
+        self._runner = runner = ModelRunner(recorded, self._pool, Sampler(()))
         self._looks_ahead = options.looks_ahead
         if self._looks_ahead is None:
             self._looks_ahead = device.type == "cuda"
-        self._runner = LookAheadRunner(runner) if self._looks_ahead else runner
+        self._decoder = LookAheadRunner(runner) if self._looks_ahead else runner
 
     def run(self) -> dict[str, Any]:
         """Measure everything. The result is plain data, ready for JSON."""
@@ -165,7 +166,7 @@ class Bench:
             # Every call reads the same tokens at the same positions, from the states that the last
             # one committed.
             for plan in plans:
-                self._execute(plan)
+                self._execute(plan, self._decoder)
 
         return call
 
@@ -179,15 +180,19 @@ class Bench:
                 del sequence.output_token_ids[1:]
                 sequence.num_computed_tokens = sequence.num_prompt_tokens
             for _ in range(self._steps_per_call):
-                for sequence, result in zip(sequences, self._execute(plan), strict=True):
+                for sequence, result in zip(
+                    sequences, self._execute(plan, self._decoder), strict=True
+                ):
                     assert result.token_id is not None, "a decode chooses a token"
                     sequence.append(result.token_id)
                     sequence.num_computed_tokens += 1
 
         return call
 
-    def _execute(self, plan: SchedulerOutput) -> list[StepResult]:
-        results = self._runner.execute(plan)
+    def _execute(
+        self, plan: SchedulerOutput, runner: ModelRunner | LookAheadRunner
+    ) -> list[StepResult]:
+        results = runner.execute(plan)
         for result in results:
             if result.error is not None:
                 raise RequestFailedError(f"A measured step failed: {result.error.message}")
@@ -202,7 +207,8 @@ class Bench:
         new_slots: tuple[int, ...] = (sequence.slot,)
         while num_tokens := min(budget, sequence.num_uncomputed_prompt_tokens):
             item = ScheduledSequence(sequence, num_tokens)
-            self._execute(SchedulerOutput(prefills=(item,), new_slots=new_slots))
+            plan = SchedulerOutput(prefills=(item,), new_slots=new_slots)
+            self._execute(plan, self._runner)
             sequence.num_computed_tokens += num_tokens
             new_slots = ()
         return now() - start

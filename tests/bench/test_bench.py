@@ -106,7 +106,7 @@ def test_a_decode_that_looks_ahead_moves_on_from_its_position(
     bench.decode_seconds(batch=2, position=9, steps=10)
 
     assert planned == 2 * [(p, p) for p in range(9, 14)]
-    runner: Any = bench._runner
+    runner: Any = bench._decoder
     # Of each five all but the first are there when they are wanted, and none is in vain.
     assert runner.num_adopted == 2 * 2 * 4
     assert runner._begun is None
