@@ -58,8 +58,9 @@ class Decoder(nn.Module):
 
     rotary_frequencies: Tensor
     needs_tiles = True
-    num_pending_tokens = 0
     """Whether a row's bits depend on the size of the tile that it is computed in."""
+    num_pending_tokens = 0
+    """Tokens that a state may lag behind its sequence."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
