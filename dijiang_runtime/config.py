@@ -24,8 +24,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "int8"],
         Meta(
-            description="Of the weights, the vocabulary projection included. auto: see "
-            "docs/performance.md. The recurrent state is always float32."
+            description="Of the weights, the vocabulary projection included. auto: what a packed "
+            "folder holds, otherwise see docs/performance.md. The recurrent state is always "
+            "float32."
         ),
     ] = "auto"
     max_slots: Annotated[

@@ -17,6 +17,7 @@ from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.packed import num_parameters
+from dijiang_runtime.models.packed_folder import mapped_bytes
 from dijiang_runtime.models.serving import decoder_of, load_for_serving, record_steps
 from dijiang_runtime.tokenizer import Tokenizer
 
@@ -52,7 +53,9 @@ def load(config: EngineConfig) -> LoadedEngine:
     model, dtype = load_for_serving(config.model, device, config.dtype)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *tokenizer.eos_ids}))
     num_pending = model.num_pending_tokens
-    num_slots = count_slots(config, model.config, device, num_pending)
+    # Mapped weights are no memory that the process holds, but states must leave room for them.
+    mapped = mapped_bytes(config.model)
+    num_slots = count_slots(config, model.config, device, num_pending, mapped)
     pool = StatePool(model.config.state, num_slots, device, num_pending)
     if config.cuda_graphs:
         model = record_steps(model, pool.states, pool.scratch)
@@ -106,8 +109,12 @@ def count_slots(
     model: ModelConfig,
     device: torch.device | None = None,
     num_pending_tokens: int = 0,
+    mapped_bytes: int = 0,
 ) -> int:
     """How many sequences may run at once, in the memory of the device: the CPU's by default.
+
+    Args:
+        mapped_bytes: Of that memory, kept free for a file's pages.
 
     Raises:
         ModelLoadError: with the figures, if the states asked for do not fit.
@@ -116,7 +123,7 @@ def count_slots(
     if device is not None and device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
-        free = available_memory_bytes()
+        free = max(0, available_memory_bytes() - mapped_bytes)
     budget = free // 4 if config.state_memory_bytes is None else config.state_memory_bytes
     # One more slot is scratch.
     fitting = budget // per_slot - 1

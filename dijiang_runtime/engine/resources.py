@@ -14,7 +14,7 @@ def available_memory_bytes() -> int:
     limit, used = _read_int("memory.max"), _read_int("memory.current")
     if limit is None or used is None:
         return available
-    return max(0, min(available, limit - used))
+    return max(0, min(available, limit - used + _page_cache_bytes()))
 
 
 def available_cpus() -> int:
@@ -30,6 +30,17 @@ def _read_int(name: str) -> int | None:
         return int((_CGROUP / name).read_text())
     except (OSError, ValueError):
         return None
+
+
+def _page_cache_bytes() -> int:
+    """Files' pages that count as the group's memory until someone needs it: those of mapped weights
+    stay there when an engine dies, and must not cost its successor slots."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        found = {name: int(value) for name, value in map(str.split, lines)}
+        return found["file"] - found["shmem"]
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _cpu_quota() -> float | None:

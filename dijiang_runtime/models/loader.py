@@ -159,11 +159,17 @@ def _authors_source(folder: Path, hf: dict[str, Any]) -> TensorSource:
     return source
 
 
-def fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None) -> None:
+def fill(
+    model: Decoder,
+    weights: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype | None,
+    unread: frozenset[str] = frozenset(),
+) -> None:
     """Give the model its weights, checking every one.
 
-    Of packed matrices only the shapes: looking at their numbers would read the whole file, and
-    whoever packed them has.
+    Args:
+        unread: Tensors of which only the shape is checked: looking at their numbers would read them
+            from the disk.
 
     Raises:
         ModelLoadError: a tensor is missing, superfluous, misshapen or not finite.
@@ -178,8 +184,7 @@ def fill(model: Decoder, weights: Iterable[tuple[str, Tensor]], dtype: torch.dty
                 f"{name} has shape {list(tensor.shape)}, but the config asks for "
                 f"{list(expected[name])}."
             )
-        is_packed = name.endswith(".panels") or not tensor.is_floating_point()
-        if not is_packed and (bad := first_non_finite(tensor)) is not None:
+        if name not in unread and (bad := first_non_finite(tensor)) is not None:
             raise ModelLoadError(f"{name} holds a non-finite value at {list(bad)}.")
         state[name] = _cast(name, tensor, dtype or tensor.dtype)
     if missing := sorted(expected.keys() - state.keys()):

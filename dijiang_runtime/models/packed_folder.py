@@ -45,8 +45,22 @@ def packed_format(folder: Path) -> WeightFormat | None:
     return name
 
 
+def mapped_bytes(folder: Path) -> int:
+    """Bytes of weights that serving a folder on the CPU maps, rather than copies: 0 unless packed.
+
+    Raises:
+        ModelLoadError: as `packed_format`.
+    """
+    if packed_format(folder) is None:
+        return 0
+    return sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
+
+
 def load_packed(folder: Path, context: Context | None = None) -> Decoder:
-    """Map a packed folder. Its matrices are read when they are first multiplied with.
+    """Map a packed folder. Its matrices and its embedding table are read when they are first used.
+
+    Whoever packed them has looked for numbers that are not finite; and the engine fails whatever
+    request meets one.
 
     Raises:
         ModelLoadError: it is not a packed folder, or a tensor is missing, superfluous, misshapen or
@@ -57,7 +71,8 @@ def load_packed(folder: Path, context: Context | None = None) -> Decoder:
         raise ModelLoadError(f"{folder} is no packed model folder.")
     source = TensorSource(folder)
     model = empty_packed(load_config(folder), weight_format, context)
-    fill(model, _checked(source, model), None)
+    large = frozenset(n for n in source.names if n.endswith((".panels", "embed_tokens.weight")))
+    fill(model, _checked(source, model), None, large)
     return model.eval().requires_grad_(False)
 
 

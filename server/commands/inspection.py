@@ -48,6 +48,7 @@ def gather(folder: Path) -> dict[str, Any]:
     from dijiang_runtime.engine.loading import count_slots
     from dijiang_runtime.engine.state_pool import StatePool
     from dijiang_runtime.models.loader import load_config
+    from dijiang_runtime.models.packed_folder import packed_format
     from dijiang_runtime.models.serving import num_pending_tokens
 
     config = load_config(folder)
@@ -66,6 +67,7 @@ def gather(folder: Path) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "position_limit": config.position_limit,
         "num_parameters": count_parameters(config),
+        "packed": packed_format(folder),
         "weights_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")),
         "state_shape": [state.num_layers, state.num_heads, state.key_dim, state.value_dim],
         "window": config.attention.window,
@@ -105,11 +107,12 @@ def facts_table(facts: dict[str, Any]) -> "Table":
     if facts["window"]:
         state += f", and keys and values of the last {facts['window']} tokens"
         state += f" and the first {facts['sinks']}" if facts["sinks"] else ""
+    packed = f", packed as {facts['packed']}" if facts["packed"] else ""
     for name, value in (
         ("Model", f"{facts['model']}, {facts['family']}: {shape}, hidden {facts['hidden_size']}"),
         (
             "Parameters",
-            f"{quantity(facts['num_parameters'])}, {size(facts['weights_bytes'])} on disk",
+            f"{quantity(facts['num_parameters'])}, {size(facts['weights_bytes'])} on disk{packed}",
         ),
         ("Vocabulary", f"{facts['vocab_size']:,} tokens"),
         ("Positions", "no limit" if limit is None else f"{limit:,}, a hard limit"),

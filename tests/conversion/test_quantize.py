@@ -53,6 +53,8 @@ def test_without_text_it_says_how_to_measure(tmp_path: Path) -> None:
         app, ["generate", str(tmp_path / "packed"), "--prompt", "Once", "--max-tokens", "3"]
     )
     assert generated.exit_code == 0, generated.output
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "packed")])
+    assert "packed as bfloat16" in " ".join(inspected.output.split())
 
 
 def test_a_vanilla_parent_is_told_to_be_converted_first(

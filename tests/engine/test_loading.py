@@ -39,6 +39,19 @@ def test_a_quarter_of_the_free_memory_is_the_default(
     assert count_slots(tiny_model, max_slots=39) == 39
 
 
+def test_states_leave_room_for_the_pages_of_mapped_weights(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(tiny_model)
+    per_slot = 2 * config.state.num_bytes
+    monkeypatch.setattr(loading, "available_memory_bytes", lambda: 100 * per_slot)
+
+    options = EngineConfig(model=tiny_model)
+    assert loading.count_slots(options, config, mapped_bytes=60 * per_slot) == 9
+    with pytest.raises(ModelLoadError, match="do not fit"):
+        loading.count_slots(options, config, mapped_bytes=200 * per_slot)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,5 +1,6 @@
 """Folders of packed matrices: the same bits as packing at load, mapped, and refused when wrong."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from dijiang_runtime.request import SamplingParams
 
 pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
 CPU = torch.device("cpu")
+SMAPS = Path("/proc/self/smaps")
 METADATA = {"format": "pt", "dijiang_packed": "int8", "dijiang_layout": "1"}
 
 
@@ -75,6 +77,38 @@ def test_matrices_are_mapped_from_whole_cache_lines(packed: Path) -> None:
         if int(line.split("-")[0], 16) <= place < int(line.split("-")[1].split()[0], 16)
     ]
     assert line.endswith(str(packed / "model.safetensors"))
+
+
+def test_loading_reads_neither_matrices_nor_the_embedding_table(
+    make_tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    if not SMAPS.exists():
+        pytest.skip("this system does not tell what is mapped")
+    config = load_config(make_tiny_model())
+    write_random_packed_folder(
+        dataclasses.replace(config, vocab_size=20_000, intermediate_size=8_192), tmp_path, "int8"
+    )
+    model, _ = load_for_serving(tmp_path, CPU, "auto")
+    size, resident = pages_of(tmp_path / "model.safetensors")
+    assert size > 7_000_000
+    assert resident < 0.2 * size
+    decoder_of(model).embed_tokens.weight.sum()
+    assert pages_of(tmp_path / "model.safetensors")[1] > 0.5 * size
+
+
+def pages_of(file: Path) -> tuple[int, int]:
+    """Bytes of a file that this process maps, and those of them that it has read."""
+    size = resident = 0
+    is_ours = False
+    for line in SMAPS.read_text(encoding="utf-8").splitlines():
+        key, *rest = line.split()
+        if not key.endswith(":"):
+            is_ours = line.endswith(str(file))
+        elif is_ours and key == "Size:":
+            size += 1024 * int(rest[0])
+        elif is_ours and key == "Rss:":
+            resident += 1024 * int(rest[0])
+    return size, resident
 
 
 def test_large_weights_are_cut_into_files(tiny_model: Path, tmp_path: Path) -> None:
