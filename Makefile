@@ -63,6 +63,10 @@ serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= AR
 test: lint $(TEST_READY) ## Lint, check types and run the tests
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-workers
+test-workers: $(TEST_READY) ## Run what goes over HTTP against servers with three API workers
+	DIJIANG_API_WORKERS=3 $(BIN)/python -m pytest tests/e2e tests/security -m "slow or not slow" $(ARGS)
+
 # What runs on a GPU where there is one, and in Triton's interpreter elsewhere, and what needs one.
 GPU_TESTS := tests/gpu tests/ops/triton tests/models/test_fused.py tests/models/test_fused_compiles.py
 

@@ -228,10 +228,12 @@ class PositionLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RequestError(msgspec.Struct, frozen=True, array_like=True):
-    """Why an accepted request failed: the class name in `dijiang_runtime.errors`, and its text."""
+    """Why a request failed: the class name in `dijiang_runtime.errors`, and its text."""
 
     kind: str
     message: str
+    retry_after_seconds: float | None = None
+    """When it may do better, where that is known."""
 
 
 class RequestTimings(msgspec.Struct, frozen=True, array_like=True):

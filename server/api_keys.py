@@ -31,8 +31,12 @@ class ApiKeys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return digest if any(matches) else None
 
-    def reload(self) -> None:
-        """Take over what the file says now. One that cannot be used changes nothing."""
+    def reload(self, *, quietly: bool = False) -> None:
+        """Take over what the file says now. One that cannot be used changes nothing.
+
+        Args:
+            quietly: Say nothing unless something is wrong.
+        """
         if self._file is None:
             return
         try:
@@ -41,7 +45,8 @@ class ApiKeys:
             logger.error("The API keys stay as they are: %s", exc)
             return
         self._digests = _digests(hashes)
-        logger.info("API keys read again; valid: %d.", len(self._digests))
+        if not quietly:
+            logger.info("API keys read again; valid: %d.", len(self._digests))
 
 
 def _digests(hashes: tuple[str, ...]) -> tuple[bytes, ...]:

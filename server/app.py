@@ -16,6 +16,7 @@ from server.config import ServerConfig
 from server.context import ServerContext
 from server.errors import error_response, http_error_response
 from server.key_limit import KeyLimitMiddleware
+from server.key_places import LocalKeyPlaces
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.middleware import AuthMiddleware, LimitsMiddleware, RequestMiddleware, record_of
@@ -32,6 +33,7 @@ from server.routes import (
     tokens,
 )
 from server.served_model import ServedModel
+from server.siblings import Siblings
 from server.version import VERSION
 
 ROUTERS = (
@@ -52,8 +54,13 @@ PROBE_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """What the port for probes answers; nothing on it needs a key."""
 
 
-def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
+def create_app(
+    engine: EngineClient, config: ServerConfig, siblings: Siblings | None = None
+) -> FastAPI:
     """The ASGI application that serves `engine`. Starts nothing: the engine may still be loading.
+
+    Args:
+        siblings: What it shares with the apps of other processes, if there are any.
 
     Raises:
         ModelLoadError: the model folder's tokenizer or template is not usable.
@@ -76,6 +83,7 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
         version=VERSION,
         vllm_names=config.vllm_metrics,
         paths=paths,
+        share=siblings.metrics if siblings else None,
     )
     context = ServerContext(
         config=config,
@@ -89,7 +97,7 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
             timeout_seconds=config.grammar_timeout_seconds,
             max_bytes=config.max_grammar_bytes,
         ),
-        started_at=int(time.time()),
+        started_at=siblings.started_at if siblings else int(time.time()),
     )
     context.metrics.watch_engine(engine)
     app.state.context = context
@@ -98,8 +106,12 @@ def create_app(engine: EngineClient, config: ServerConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer_http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _answer_bad_url)
     # The last one added is the outermost.
+    limit = config.max_requests_per_key
     app.add_middleware(
-        KeyLimitMiddleware, limit=config.max_requests_per_key, metrics=context.metrics
+        KeyLimitMiddleware,
+        limit=limit,
+        places=siblings.key_places if siblings else LocalKeyPlaces(limit),
+        metrics=context.metrics,
     )
     app.add_middleware(AuthMiddleware, keys=context.keys)
     app.add_middleware(LimitsMiddleware, max_body_bytes=config.max_body_bytes)

@@ -62,6 +62,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool, Meta(description="Allow listening beyond this machine without an API key.")
     ] = False
 
+    api_workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=64,
+            description="Processes that answer the API, for one engine. More than one helps where "
+            "events are more than one core can write: see docs/performance.md.",
+        ),
+    ] = 1
+
     default_max_tokens: Annotated[
         int, Meta(ge=1, description="Longest chat answer when the request sets no limit.")
     ] = 1024

@@ -7,8 +7,7 @@ requests run, and otherwise only after very many objects more have come than hav
 
 import asyncio
 import gc
-
-from server.lifecycle import Lifecycle
+from collections.abc import Callable
 
 THRESHOLDS = (2_000, 10, 500)
 """Of the three generations. The oldest is collected after 10,000,000 new objects."""
@@ -17,8 +16,12 @@ QUIET_SECONDS = 10.0
 FEW_REQUESTS = 64
 
 
-async def collect_when_quiet(lifecycle: Lifecycle) -> None:
-    """Take over the collector, until cancelled. What lives now is never looked at again."""
+async def collect_when_quiet(num_active: Callable[[], int]) -> None:
+    """Take over the collector, until cancelled. What lives now is never looked at again.
+
+    Args:
+        num_active: Tells how many requests run.
+    """
     gc.collect()
     gc.freeze()
     thresholds = gc.get_threshold()
@@ -26,7 +29,7 @@ async def collect_when_quiet(lifecycle: Lifecycle) -> None:
     try:
         while True:
             await asyncio.sleep(QUIET_SECONDS)
-            if lifecycle.num_active <= FEW_REQUESTS:
+            if num_active() <= FEW_REQUESTS:
                 gc.collect()
     finally:
         gc.set_threshold(*thresholds)

@@ -10,7 +10,6 @@ import msgspec
 
 from dijiang_runtime.engine.client import RequestStream
 from dijiang_runtime.errors import (
-    DiJiangError,
     EngineDeadError,
     EngineOverloadedError,
     QueueTimeoutError,
@@ -71,6 +70,8 @@ class Choice:
 class Generation:
     """The sequences of one client request, running in the engine from the start.
 
+    Made by `begin`, which returns when there is room for it.
+
     A context manager: leaving it aborts what still runs, so the client's leaving frees its slots.
     Neither that nor anything else on the way out awaits, because the task may be cancelled.
     """
@@ -78,14 +79,6 @@ class Generation:
     def __init__(
         self, context: ServerContext, requests: Sequence[Request], body: EngineRequest
     ) -> None:
-        """Hand all requests to the engine, or none.
-
-        Args:
-            requests: `num_sequences` for each prompt, those of one prompt next to each other.
-
-        Raises:
-            InvalidRequestError, EngineOverloadedError, EngineDeadError: as the engine says.
-        """
         self._requests = requests
         self._context = context
         self._num_sequences = body.num_sequences
@@ -101,19 +94,36 @@ class Generation:
             for i, request in enumerate(requests)
         ]
         self._num_output_tokens = [0] * len(requests)
+
+    @classmethod
+    async def begin(
+        cls, context: ServerContext, requests: Sequence[Request], body: EngineRequest
+    ) -> Self:
+        """Hand all requests to the engine, or none.
+
+        Args:
+            requests: `num_sequences` for each prompt, those of one prompt next to each other.
+
+        Raises:
+            InvalidRequestError, EngineOverloadedError, EngineDeadError: as the engine says.
+        """
+        generation = cls(context, requests, body)
+        metrics = context.metrics
         try:
             for request in requests:
-                self._streams.append(context.engine.generate(request))
-        except DiJiangError as exc:
-            self._abort()
+                generation._streams.append(context.engine.generate(request))
+            for stream in generation._streams:
+                await stream.admitted()
+        except BaseException as exc:
+            generation._abort()
             if isinstance(exc, EngineOverloadedError):
-                context.metrics.admission_rejected("queue_full")
+                metrics.admission_rejected("queue_full")
             elif isinstance(exc, EngineDeadError):
-                context.metrics.admission_rejected("engine_not_ready")
+                metrics.admission_rejected("engine_not_ready")
             raise
-        metrics = context.metrics.sequences
-        metrics.params_n.observe(body.num_choices)
-        metrics.params_max_tokens.observe(requests[0].sampling.max_tokens)
+        metrics.sequences.params_n.observe(body.num_choices)
+        metrics.sequences.params_max_tokens.observe(requests[0].sampling.max_tokens)
+        return generation
 
     def __enter__(self) -> Self:
         return self

@@ -7,18 +7,20 @@ vLLM's own name, from the same numbers, so that existing dashboards, autoscalers
 from collections.abc import Iterable
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from dijiang_runtime.engine.client import EngineClient
 from dijiang_runtime.engine.messages import EngineStats
-from server.engine_gauges import export_engine
+from server.engine_gauges import EngineGauges
 from server.metric_buckets import (
     BATCH_BUCKETS,
     ITERATION_BUCKETS,
     ITL_BUCKETS,
 )
+from server.process_metrics import ProcessMetrics
 from server.sequence_metrics import Family, SequenceMetrics
+from server.shared_metrics import MetricsShare
 from server.vllm_metrics import VLLM_NAMES, CacheConfig, Export
 
 GENERATION_PATHS: Final = frozenset(
@@ -26,26 +28,46 @@ GENERATION_PATHS: Final = frozenset(
 )
 """The endpoints whose requests are counted as received, and once more by their outcome."""
 
+OUTCOMES: Final = ("ok", "error", "aborted", "rejected")
+
 
 class Metrics:
     """Every series the server exports. One per app, so that tests never share counts."""
 
     def __init__(
-        self, model_name: str, *, version: str, vllm_names: bool, paths: Iterable[str]
+        self,
+        model_name: str,
+        *,
+        version: str,
+        vllm_names: bool,
+        paths: Iterable[str],
+        share: MetricsShare | None = None,
     ) -> None:
+        """
+        Args:
+            share: Where this process counts, if it is one of several. All of them export the same:
+                what they have counted together.
+        """
         self._model_name = model_name
         self._paths = frozenset(paths)
         self._own = CollectorRegistry()
+        if share is not None:
+            share.enter()
+        self._exported = self._own if share is None else share.together()
         self.registry = CollectorRegistry()
-        self.registry.register(Export(self._own, VLLM_NAMES if vllm_names else {}))
+        self.registry.register(Export(self._exported, VLLM_NAMES if vllm_names else {}))
         self._vllm_names = vllm_names
-        ProcessCollector(registry=self._own)
+        self._process = ProcessMetrics(model_name, self._own)
         self._family = Family(model_name, self._own)
         self._declare_requests()
         self.sequences = SequenceMetrics(self._family)
         self._declare_steps()
         build = Gauge(
-            "dijiang_build_info", "Always 1; says which build.", ["version"], registry=self._own
+            "dijiang_build_info",
+            "Always 1; says which build.",
+            ["version"],
+            registry=self._own,
+            multiprocess_mode="max",
         )
         build.labels(version).set(1)
 
@@ -70,8 +92,9 @@ class Metrics:
         )
         for path in GENERATION_PATHS:
             self._received.labels(path)
-            for outcome in ("ok", "error", "aborted", "rejected"):
+            for outcome in OUTCOMES:
                 self._outcomes.labels(path, outcome)
+            self._settle(path)
         self._rejections = Counter(
             "dijiang_admission_rejections",
             "Requests refused for lack of room or of an engine.",
@@ -108,6 +131,16 @@ class Metrics:
             "failed_rows", "Sequences that a step failed for, alone."
         )
 
+    def _settle(self, path: str) -> None:
+        """Count as failed what was running in the process that has left its counts to this one."""
+
+        def count(name: str, **labels: str) -> float:
+            return self._own.get_sample_value(f"{name}_total", {"path": path, **labels}) or 0.0
+
+        ended = sum(count("dijiang_requests_finished", outcome=outcome) for outcome in OUTCOMES)
+        lost = count("dijiang_requests_received") - ended
+        self._outcomes.labels(path, "error").inc(lost)
+
     def http_request_started(self, method: str, path: str) -> None:
         """Count a request whose headers have arrived."""
         if method == "POST" and path in GENERATION_PATHS:
@@ -129,7 +162,7 @@ class Metrics:
 
     def watch_engine(self, engine: EngineClient) -> None:
         """Export the engine's gauges, and its steps as they are reported."""
-        export_engine(engine, self._own, self._model_name)
+        self._exported.register(EngineGauges(engine, self._model_name))
         engine.subscribe(self._observe_steps)
         if self._vllm_names:
             self.registry.register(CacheConfig(engine, self._model_name))
@@ -150,7 +183,12 @@ class Metrics:
         self._forks.inc(stats.num_forks)
         self._failed_rows.inc(stats.num_failed_rows)
 
+    def update_process(self) -> None:
+        """Measure the process. Where there is one of it alone, `render` does."""
+        self._process.update()
+
     def render(self, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type, in the format that the client prefers."""
+        self._process.update()
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type

@@ -9,9 +9,7 @@ from dijiang_runtime.engine.messages import EngineInfo
 from server.config import MAX_HEADER_BYTES, ServerConfig
 
 
-def print_summary(
-    console: Console, url: str, names: tuple[str, ...], info: EngineInfo, config: ServerConfig
-) -> None:
+def print_summary(console: Console, url: str, info: EngineInfo, config: ServerConfig) -> None:
     """Say where the server is, what it serves, and what it will bear."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold cyan", no_wrap=True)
@@ -21,7 +19,8 @@ def print_summary(
         table.add_row("Playground", f"{url}/")
     table.add_row(
         "Model",
-        f"{', '.join(names)}: {info.family}, {quantity(info.num_parameters)} parameters, "
+        f"{', '.join(config.model_names)}: {info.family}, "
+        f"{quantity(info.num_parameters)} parameters, "
         f"{info.dtype} on {info.device}, threads: {info.num_threads}",
     )
     table.add_row(
@@ -29,6 +28,8 @@ def print_summary(
         f"{info.num_slots} sequences at once, {size(info.state_bytes_per_sequence)} each however "
         f"long: {size(info.state_bytes_total)}",
     )
+    if config.api_workers > 1:
+        table.add_row("Workers", f"{config.api_workers} processes answer the API")
     table.add_row("Limits", limits(info, config))
     table.add_row("Times", times(config))
     table.add_row("Keys", "required" if config.api_key_hashes else "none: anyone here may ask")

@@ -45,7 +45,7 @@ ALLOWED: dict[str, frozenset[str]] = {
         | {"dijiang_runtime"}
         | {
             f"dijiang_runtime.{name}"
-            for name in ("errors", "request", "config", "tokenizer", "grammar_check")
+            for name in ("errors", "request", "config", "tokenizer", "grammar_check", "processes")
         }
         | {"dijiang_runtime.models.config"}
         | {f"dijiang_runtime.engine.{name}" for name in ("client", "merge", "messages")}

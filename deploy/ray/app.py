@@ -19,7 +19,7 @@ from dijiang_runtime.engine.client import EngineProcess
 from server.app import create_app
 from server.commands.common import or_demo_model
 from server.config import ServerConfig, merge_options
-from server.run import configure_logging
+from server.starting import configure_logging
 
 
 def build_app() -> FastAPI:

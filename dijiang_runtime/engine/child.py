@@ -5,17 +5,12 @@ import asyncio.subprocess
 import contextlib
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
-
-import zmq
-import zmq.asyncio
+from typing import Any
 
 from dijiang_runtime.config import EngineConfig
+from dijiang_runtime.engine.endpoint import Endpoint
 from dijiang_runtime.engine.messages import (
     ClientMessage,
     EngineInfo,
@@ -29,29 +24,21 @@ from dijiang_runtime.engine.messages import (
     encode_start,
 )
 from dijiang_runtime.errors import EngineDeadError, ModelLoadError
+from dijiang_runtime.processes import exit_text
 
 logger = logging.getLogger(__name__)
 
 EXIT_SECONDS = 2.0
 """How long an engine that was told to leave may take before it is killed."""
 
-_MAX_SOCKET_PATH = 90
-"""Unix limits the path of a socket to 107 characters."""
-
 
 class EngineChild:
-    """Owns a child process, the socket to it, and the private folder that holds the socket.
-
-    The folder is removed as soon as both ends are connected, so a crash leaves no file behind.
-    """
+    """Owns a child process and the line to it."""
 
     def __init__(self, config: EngineConfig, on_step: Callable[[StepDone], None]) -> None:
         self._config = config
         self._on_step = on_step
-        self._folder = _private_folder()
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket = self._context.socket(zmq.PAIR)
-        self._socket.linger = 0
+        self._endpoint = Endpoint()
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._last_heard = 0.0
@@ -67,8 +54,6 @@ class EngineChild:
             ModelLoadError: the engine says that the model cannot be served.
             EngineDeadError: the process ended without a word, or took longer than it may.
         """
-        address = f"ipc://{self._folder / 'engine'}"
-        self._socket.bind(address)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -80,7 +65,9 @@ class EngineChild:
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
         )
         start = EngineStart(
-            address=address, config=self._config, log_level=logging.getLogger().getEffectiveLevel()
+            address=self._endpoint.address,
+            config=self._config,
+            log_level=logging.getLogger().getEffectiveLevel(),
         )
         assert self._process.stdin is not None
         self._process.stdin.write(encode_start(start))
@@ -96,9 +83,10 @@ class EngineChild:
         if not ready.done():
             # What it said last may still be on its way.
             await asyncio.wait({ready}, timeout=0.2)
-        exited.cancel()
         if not ready.done():
-            raise EngineDeadError(f"The engine process {self._exit_text()} while it loaded.")
+            how = exit_text(exited.result())
+            raise EngineDeadError(f"The engine process {how} while it loaded.")
+        exited.cancel()
         return ready.result()
 
     async def watch(self) -> str:
@@ -111,7 +99,7 @@ class EngineChild:
             while True:
                 await asyncio.wait({exited}, timeout=min(0.25, timeout / 4))
                 if exited.done():
-                    return self._exit_text()
+                    return exit_text(exited.result())
                 silence = asyncio.get_running_loop().time() - self._last_heard
                 if silence <= timeout:
                     continue
@@ -125,9 +113,7 @@ class EngineChild:
 
     def send(self, message: ClientMessage) -> None:
         """Send without waiting. Raises `EngineDeadError` if the engine does not take it."""
-        # With NOBLOCK the future is done at once.
-        sent = cast("asyncio.Future[Any]", self._socket.send(encode(message), zmq.NOBLOCK))
-        if sent.exception() is not None:
+        if not self._endpoint.send(encode(message)):
             raise EngineDeadError("The engine does not take requests.")
 
     async def close(self, *, gently: bool = False) -> None:
@@ -145,15 +131,13 @@ class EngineChild:
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
-        self._socket.close()
-        self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._endpoint.close()
 
     async def _read(self, ready: asyncio.Future[EngineInfo]) -> None:
         """Listen to the engine until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            message = decode_engine_message(await self._socket.recv())
+            message = decode_engine_message(await self._endpoint.receive())
             self._last_heard = loop.time()
             match message:
                 case StepDone():
@@ -166,17 +150,4 @@ class EngineChild:
                         ready.set_exception(ModelLoadError(message.message))
                 case _:
                     # The engine has said hello: both ends are connected.
-                    shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _exit_text(self) -> str:
-        code = self._process.returncode if self._process else None
-        return f"was ended by signal {-code}" if code and code < 0 else f"left with status {code}"
-
-
-def _private_folder() -> Path:
-    """A new folder that only this user can enter, with a path short enough for a socket."""
-    folder = tempfile.mkdtemp(prefix="dijiang-")
-    if len(folder) <= _MAX_SOCKET_PATH:
-        return Path(folder)
-    os.rmdir(folder)
-    return Path(tempfile.mkdtemp(prefix="dijiang-", dir="/tmp"))
+                    self._endpoint.hide()

@@ -1,12 +1,15 @@
 """The handle on an engine that the API process holds, whatever stands behind it. Knows no torch.
 
 `EngineProcess` runs the engine in a supervised child process, which is how a server runs it;
-`InProcessEngine` runs it in a thread, for tests and for the command line.
+`InProcessEngine` runs it in a thread, for tests and for the command line. `EngineHost` shares an
+engine out to other processes, each of which holds it as a `HostedEngine`.
 """
 
 from collections.abc import Callable
 from typing import Protocol
 
+from dijiang_runtime.engine.host import EngineHost, Guest
+from dijiang_runtime.engine.hosted import HostedEngine
 from dijiang_runtime.engine.in_process import InProcessEngine
 from dijiang_runtime.engine.messages import EngineInfo, EngineStats
 from dijiang_runtime.engine.stream import RequestStream
@@ -15,9 +18,12 @@ from dijiang_runtime.request import Request
 
 __all__ = [
     "EngineClient",
+    "EngineHost",
     "EngineInfo",
     "EngineProcess",
     "EngineStats",
+    "Guest",
+    "HostedEngine",
     "InProcessEngine",
     "RequestStream",
 ]
@@ -40,7 +46,7 @@ class EngineClient(Protocol):
         ...
 
     def generate(self, request: Request) -> RequestStream:
-        """Begin a request.
+        """Begin a request. Whether there is room for it, `RequestStream.admitted` tells.
 
         Raises:
             InvalidRequestError: the request is wrong.

@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 class InProcessEngine(EngineHandle):
     """An `EngineClient` that shares memory, interpreter and fate with its engine."""
 
-    num_restarts = 0
-
     def __init__(self, engine: EngineConfig | Callable[[], Engine]) -> None:
         """
         Args:
@@ -91,7 +89,7 @@ class InProcessEngine(EngineHandle):
         except Exception as exc:
             logger.exception("the engine thread ended")
             error = exc
-        self._in_loop(partial(self._end, error))
+        self._in_loop(partial(self._on_end, error))
 
     def _in_loop(self, callback: Callable[[], None]) -> None:
         try:
@@ -102,18 +100,15 @@ class InProcessEngine(EngineHandle):
 
     def _handle(self, message: EngineMessage) -> None:
         if isinstance(message, Ready):
-            self._info = message.info
-            self._streams = StreamTable(message.info, self._commands.put)
+            self._begin(message.info, StreamTable(message.info, self._commands.put))
             if not self._ready.done():
                 self._ready.set_result(None)
         elif isinstance(message, StepDone):
             self._on_step(message)
 
-    def _end(self, error: Exception | None) -> None:
+    def _on_end(self, error: Exception | None) -> None:
         if not self._ready.done():
             self._ready.set_exception(error or EngineDeadError())
-        if self._streams is not None:
-            self._streams.fail_all(EngineDeadError())
-            self._streams = None
+        self._end()
         if not self._ended.done():
             self._ended.set_result(error)

@@ -17,8 +17,9 @@ from dijiang_runtime.engine.messages import (
     Shutdown,
     StepDone,
 )
+from dijiang_runtime.engine.stream import failure
 from dijiang_runtime.errors import DiJiangError
-from dijiang_runtime.request import FinishReason, Request, RequestError, RequestOutput
+from dijiang_runtime.request import RequestOutput
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +71,7 @@ def _handle(engine: Engine, message: AddRequest | Abort) -> list[RequestOutput]:
     try:
         engine.add_request(message.request)
     except DiJiangError as exc:
-        return [_refusal(message.request, exc)]
+        request_id = message.request.request_id
+        logger.warning("request %s refused: %s", request_id, type(exc).__name__)
+        return [failure(request_id, exc)]
     return []
-
-
-def _refusal(request: Request, error: DiJiangError) -> RequestOutput:
-    logger.warning("request %s refused: %s", request.request_id, type(error).__name__)
-    return RequestOutput(
-        request_id=request.request_id,
-        finish_reason=FinishReason.ERROR,
-        error=RequestError(type(error).__name__, str(error)),
-    )

@@ -3,6 +3,9 @@
 A client says `AddRequest`, `Abort` and `Shutdown`. The engine says `Hello` when it is connected,
 `Ready` or `LoadFailed` when it has tried to load the model, and `StepDone` from then on, after
 every step with news and ten times a second while idle: it is the heartbeat as well.
+
+Where several API processes share an engine, each says `Hello`, `AddRequest` and `Abort` to the one
+that hosts it, and is told `EngineStatus` and `HostNews`.
 """
 
 from pathlib import Path
@@ -72,6 +75,36 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     num_failed_rows: int = 0
     """Requests that a step failed for, alone, since the last message."""
 
+    def gauges(self) -> "EngineStats":
+        """The same without what has happened: only how things are now."""
+        return EngineStats(
+            running=self.running,
+            waiting=self.waiting,
+            awaiting_grammars=self.awaiting_grammars,
+            slots_used=self.slots_used,
+            slots_total=self.slots_total,
+            context_tokens=self.context_tokens,
+        )
+
+    def after(self, earlier: "EngineStats") -> "EngineStats":
+        """How things are now, and what has happened since before `earlier`."""
+        return EngineStats(
+            running=self.running,
+            waiting=self.waiting,
+            awaiting_grammars=self.awaiting_grammars,
+            slots_used=self.slots_used,
+            slots_total=self.slots_total,
+            context_tokens=self.context_tokens,
+            prompt_tokens=earlier.prompt_tokens + self.prompt_tokens,
+            generation_tokens=earlier.generation_tokens + self.generation_tokens,
+            step_seconds=earlier.step_seconds + self.step_seconds,
+            step_decodes=earlier.step_decodes + self.step_decodes,
+            step_prefill_tokens=earlier.step_prefill_tokens + self.step_prefill_tokens,
+            step_batch_sizes=earlier.step_batch_sizes + self.step_batch_sizes,
+            num_forks=earlier.num_forks + self.num_forks,
+            num_failed_rows=earlier.num_failed_rows + self.num_failed_rows,
+        )
+
 
 class EngineStart(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine process reads from its standard input, as one line of JSON."""
@@ -115,11 +148,32 @@ class StepDone(msgspec.Struct, frozen=True, tag="step", array_like=True):
     stats: EngineStats | None = None
 
 
+class EngineStatus(msgspec.Struct, frozen=True, tag="status", array_like=True):
+    """Whether there is an engine now. Told at first, and whenever it changes."""
+
+    info: EngineInfo | None
+    """Of the last engine that was ready; None if there was none yet."""
+    is_ready: bool
+    num_restarts: int
+
+
+class HostNews(msgspec.Struct, frozen=True, tag="news", array_like=True):
+    """What is new for one of the processes that share an engine."""
+
+    admitted: tuple[str, ...] = ()
+    """Ids of its requests that were let in. The others are refused by an output with an error."""
+    outputs: tuple[RequestOutput, ...] = ()
+    stats: EngineStats | None = None
+    """Of what has happened, one of the processes is told; the gauges are for all of them."""
+
+
 ClientMessage = AddRequest | Abort | Shutdown
 EngineMessage = Hello | Ready | LoadFailed | StepDone
+GuestMessage = Hello | AddRequest | Abort
+HostMessage = EngineStatus | HostNews
 
 
-def encode(message: ClientMessage | EngineMessage) -> bytes:
+def encode(message: ClientMessage | EngineMessage | HostMessage) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
@@ -130,6 +184,16 @@ def decode_client_message(data: bytes) -> ClientMessage:
 
 def decode_engine_message(data: bytes) -> EngineMessage:
     message: EngineMessage = msgspec.msgpack.decode(data, type=EngineMessage)
+    return message
+
+
+def decode_guest_message(data: bytes) -> GuestMessage:
+    message: GuestMessage = msgspec.msgpack.decode(data, type=GuestMessage)
+    return message
+
+
+def decode_host_message(data: bytes) -> HostMessage:
+    message: HostMessage = msgspec.msgpack.decode(data, type=HostMessage)
     return message
 
 

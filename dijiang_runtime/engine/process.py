@@ -5,7 +5,6 @@ line of JSON and keeps the pipe open: its end means that the parent is gone. Ser
 a ZeroMQ socket, and leaves nothing behind.
 """
 
-import ctypes
 import gc
 import logging
 import signal
@@ -26,14 +25,13 @@ from dijiang_runtime.engine.messages import (
     encode,
 )
 from dijiang_runtime.errors import ModelLoadError
+from dijiang_runtime.processes import die_with_parent
 from dijiang_runtime.request import RequestOutput
 
 logger = logging.getLogger(__name__)
 
 FLUSH_MILLISECONDS = 2000
 """How long the last message may take to leave."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class SocketChannel:
@@ -83,7 +81,7 @@ class SocketChannel:
 
 def main() -> int:
     """Serve until told to stop. Returns the exit status."""
-    _die_with_parent()
+    die_with_parent()
     # Ctrl-C reaches the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start = decode_start(sys.stdin.buffer.readline())
@@ -110,12 +108,6 @@ def main() -> int:
         return 0
     finally:
         channel.close()
-
-
-def _die_with_parent() -> None:
-    """On Linux, be killed when the parent dies, even while stopped or deep in a step."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

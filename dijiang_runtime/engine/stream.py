@@ -35,14 +35,19 @@ class RequestStream:
     the request if it still runs.
     """
 
-    def __init__(self, request: Request, on_abort: Callable[[str], None]) -> None:
+    def __init__(
+        self, request: Request, on_abort: Callable[[str], None], *, is_admitted: bool = True
+    ) -> None:
         self.request = request
         self._on_abort = on_abort
+        self._is_admitted = is_admitted
         self._unread: list[RequestOutput] = []
         self._error: errors.DiJiangError | None = None
         self._ended = False
         self._reader: asyncio.Future[None] | None = None
         """Done when there is news for the consumer that waits."""
+        self.on_news: Callable[[], None] | None = None
+        """Called instead, where nobody waits: then outputs are had by `take`."""
         self.has_begun = False
         """Whether the engine has said anything of it."""
 
@@ -55,6 +60,20 @@ class RequestStream:
         if not self._ended:
             self.push(RequestOutput(request_id=self.request_id, finish_reason=FinishReason.ABORT))
             self._on_abort(self.request_id)
+
+    def admit(self) -> None:
+        """Note that there is room for the request."""
+        self._is_admitted = True
+        self._wake()
+
+    async def admitted(self) -> None:
+        """Return when there is room for the request. Raises the error that refused it."""
+        while not self._is_admitted and not self._unread:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return
+            await self._news()
 
     def push(self, output: RequestOutput) -> None:
         """Add an output. What follows the last one is dropped."""
@@ -92,13 +111,25 @@ class RequestStream:
                 raise self._error
             if self._ended:
                 return []
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
+            await self._news()
         outputs, self._unread = self._unread, []
         return outputs
 
+    def take(self) -> list[RequestOutput]:
+        """What has come since the last call, without waiting. An error is the last output."""
+        outputs, self._unread = self._unread, []
+        if self._error is not None:
+            outputs.append(failure(self.request_id, self._error))
+        return outputs
+
+    async def _news(self) -> None:
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
+        if self.on_news is not None:
+            self.on_news()
+        elif self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
     def __enter__(self) -> Self:
@@ -121,9 +152,17 @@ class StreamTable:
     engine's own.
     """
 
-    def __init__(self, info: EngineInfo, send: Callable[[ClientMessage], None]) -> None:
+    def __init__(
+        self, info: EngineInfo, send: Callable[[ClientMessage], None], *, admits: bool = True
+    ) -> None:
+        """
+        Args:
+            admits: Whether a request that passes here is let in. Otherwise others use the engine
+                as well, and whoever shares it out has the last word: `admit`, or an error.
+        """
         self._info = info
         self._send = send
+        self._admits = admits
         self._limits = QueueLimits(info.max_queued_requests, info.max_queued_tokens)
         self._rate = AdmissionRate()
         self._streams: dict[str, RequestStream] = {}
@@ -154,10 +193,19 @@ class StreamTable:
             raise errors.InvalidRequestError("request_id is in use.", param="request_id")
         self._check_queue(request)
         self._send(AddRequest(request))
-        stream = RequestStream(request, self._abort)
+        stream = RequestStream(request, self._abort, is_admitted=self._admits)
         self._streams[request.request_id] = stream
         self._num_waiting_tokens += len(request.prompt_token_ids)
         return stream
+
+    def admit(self, request_ids: Iterable[str]) -> None:
+        """Note who was let in."""
+        for request_id in request_ids:
+            if request_id in self._streams:
+                self._streams[request_id].admit()
+            else:
+                # Given up here while it was on its way, when the engine before this one died.
+                self._send(Abort(request_id))
 
     def _check_queue(self, request: Request) -> None:
         num_slots = self._info.num_slots
@@ -212,6 +260,16 @@ class StreamTable:
             self._send(Abort(request_id))
 
 
+def failure(request_id: str, error: errors.DiJiangError) -> RequestOutput:
+    """The last output of a request that failed. `to_exception` is the way back."""
+    retry_after: float | None = getattr(error, "retry_after_seconds", None)
+    return RequestOutput(
+        request_id=request_id,
+        finish_reason=FinishReason.ERROR,
+        error=RequestError(type(error).__name__, str(error), retry_after),
+    )
+
+
 def to_exception(error: RequestError) -> errors.DiJiangError:
     """The exception that a `RequestError` of the engine stands for."""
     match error.kind:
@@ -222,6 +280,9 @@ def to_exception(error: RequestError) -> errors.DiJiangError:
         case errors.QueueTimeoutError.__name__:
             return errors.QueueTimeoutError()
         case errors.EngineOverloadedError.__name__:
-            return errors.EngineOverloadedError(error.message, retry_after_seconds=1.0)
+            seconds = error.retry_after_seconds or 1.0
+            return errors.EngineOverloadedError(error.message, retry_after_seconds=seconds)
+        case errors.EngineDeadError.__name__:
+            return errors.EngineDeadError(error.message)
         case _:
             return errors.RequestFailedError(error.message)

@@ -7,7 +7,6 @@ import logging
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.child import EngineChild
 from dijiang_runtime.engine.handle import EngineHandle
-from dijiang_runtime.engine.messages import EngineStats
 from dijiang_runtime.engine.stream import StreamTable
 from dijiang_runtime.errors import DiJiangError, EngineDeadError, ModelLoadError
 
@@ -45,7 +44,6 @@ class EngineProcess(EngineHandle):
         """Requests that the last engine has finished."""
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self.num_restarts = 0
 
     async def start(self) -> None:
         """Return when the engine is ready for the first time. Raises as `EngineClient.start`."""
@@ -100,6 +98,7 @@ class EngineProcess(EngineHandle):
                 num_deaths = 1 if was_of_use else num_deaths + 1
                 pause = self._pause(num_deaths - 1)
             self.num_restarts += 1
+            self._tell_watchers()
             await asyncio.sleep(pause)
 
     async def _run_child(self) -> str:
@@ -110,8 +109,7 @@ class EngineProcess(EngineHandle):
             self._child = child
             self._num_finished = 0
             info = await child.load()
-            self._info = info
-            self._streams = StreamTable(info, child.send)
+            self._begin(info, StreamTable(info, child.send))
             self._ready.set()
             logger.info("engine ready in process %s", child.pid)
             return await child.watch()
@@ -122,9 +120,7 @@ class EngineProcess(EngineHandle):
             # Clients are told first: ending a process that hangs may take a moment.
             if self._streams is not None:
                 self._num_finished = self._streams.num_finished
-                self._streams.fail_all(EngineDeadError())
-                self._streams = None
-            self._stats = EngineStats(slots_total=self._stats.slots_total)
+            self._end()
             await child.close(gently=gently)
             self._child = None
 

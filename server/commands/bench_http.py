@@ -10,13 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from server.commands.bench import check_dtype
 from server.commands.common import fail, log_plainly, model_folder
+
+if TYPE_CHECKING:
+    import psutil
 
 START_SECONDS = 120.0
 STREAM_SECONDS = 120.0
@@ -44,6 +49,10 @@ def bench_http(
     streams: Annotated[int, typer.Option(min=1, help="Streams at once.")] = 32,
     tokens: Annotated[int, typer.Option(min=8, help="Tokens of each stream.")] = 200,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds that each figure comes from.")] = 15,
+    api_workers: Annotated[
+        int | None,
+        typer.Option(min=2, max=64, help="Measure a server with so many API workers as well."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything measured to this file.")
     ] = None,
@@ -59,6 +68,8 @@ def bench_http(
         dijiang bench-http
 
         dijiang bench-http ./model --dtype float32 --streams 8 --rounds 5
+
+        dijiang bench-http --streams 256 --api-workers 4
     """
     log_plainly()
     from dijiang_runtime.bench.facts import describe_machine
@@ -78,31 +89,69 @@ def bench_http(
         alone = EngineAlone(Engine.from_config(EngineConfig(**options)))
         flags = [f"--max-slots={streams}", f"--dtype={dtype}"]
         flags += [f"--num-threads={threads}"] if threads else []
-        url, server, ready_seconds = stack.enter_context(running_server(folder, flags))
+        servers = {"server": stack.enter_context(running_server(folder, flags))}
+        if api_workers is not None:
+            flags.append(f"--api-workers={api_workers}")
+            several = stack.enter_context(running_server(folder, flags))
+            servers[f"server, {api_workers} workers"] = several
         contenders: dict[str, Callable[[], Times]] = {
-            "engine": lambda: alone.run(PROMPT, streams, tokens),
-            "server": lambda: through_http(url, streams, tokens),
+            "engine": lambda: alone.run(PROMPT, streams, tokens)
         }
+        for name, server in servers.items():
+            contenders[name] = partial(through_http, server.url, streams, tokens)
         for contender in contenders.values():
             contender()
         found: dict[str, list[Times]] = {name: [] for name in contenders}
-        busy = cpu_seconds(server)
+        before = {name: server.cpu_seconds() for name, server in servers.items()}
         for _ in range(rounds):
             for name, contender in contenders.items():
                 found[name].append(contender())
         num_events = rounds * streams * tokens
-        busy_us = 1e6 * (cpu_seconds(server) - busy) / num_events
+        busy = {
+            name: {
+                role: 1e6 * (seconds - before[name][role]) / num_events
+                for role, seconds in server.cpu_seconds().items()
+            }
+            for name, server in servers.items()
+        }
     result = {
         "machine": describe_machine(),
         "options": {"model": model.name if model else f"{shape}, random weights", "dtype": dtype}
         | {"streams": streams, "tokens": tokens, "rounds": rounds},
-        "ready_seconds": ready_seconds,
-        "api_cpu_us_per_event": busy_us,
+        "ready_seconds": servers["server"].ready_seconds,
+        "api_cpu_us_per_event": busy,
         **figures(found, tokens),
     }
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print_result(result)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server under test."""
+
+    url: str
+    pid: int
+    ready_seconds: float
+    """From the start of its process until it was ready."""
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """What its processes have computed, those for the API alone: the engine is left out."""
+        import psutil
+
+        main = psutil.Process(self.pid)
+        children = main.children()
+        workers = [child for child in children if "server.workers.process" in child.cmdline()]
+        if not workers:
+            return {"API process": _cpu_seconds(main)}
+        return {"main process": _cpu_seconds(main), "workers": sum(map(_cpu_seconds, workers))}
+
+
+def _cpu_seconds(process: "psutil.Process") -> float:
+    times = process.cpu_times()
+    seconds: float = times.user + times.system
+    return seconds
 
 
 @contextlib.contextmanager
@@ -117,15 +166,15 @@ def random_folder(shape: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, flags: list[str]) -> Iterator[tuple[str, int, float]]:
-    """A server's address, its process, and the seconds from that one's start until it was ready."""
+def running_server(folder: Path, flags: list[str]) -> Iterator[RunningServer]:
+    """A server that is ready."""
     command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port=0", *flags]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         started = time.perf_counter()
         server = subprocess.Popen(command, stderr=log)
         try:
             url = wait_ready(server, log.fileno())
-            yield url, server.pid, time.perf_counter() - started
+            yield RunningServer(url, server.pid, time.perf_counter() - started)
         finally:
             server.terminate()
             server.wait()
@@ -146,15 +195,6 @@ def wait_ready(server: subprocess.Popen[bytes], log: int) -> str:
             return url
         time.sleep(0.005)
     fail("the server did not become ready:\n" + os.pread(log, 65536, 0).decode(errors="replace"))
-
-
-def cpu_seconds(pid: int) -> float:
-    """What a process has computed, its children left out: the engine is one."""
-    import psutil
-
-    times = psutil.Process(pid).cpu_times()
-    seconds: float = times.user + times.system
-    return seconds
 
 
 def through_http(url: str, num_streams: int, num_tokens: int) -> Times:
@@ -191,8 +231,10 @@ def figures(found: dict[str, list[Times]], num_tokens: int) -> dict[str, Any]:
             "itl_seconds": summarize(gap for of_round in rounds for gap in of_round),
             "itl_p99_over_p50": statistics.median(map(_tail, rounds)),
         }
-    ratios = [s / e for e, s in zip(speeds["engine"], speeds["server"], strict=True)]
-    return result | {"ratio": summarize(ratios)}
+    for name in result:
+        ratios = [s / e for e, s in zip(speeds["engine"], speeds[name], strict=True)]
+        result[name]["ratio"] = summarize(ratios)
+    return result
 
 
 def _tail(gaps: list[float]) -> float:
@@ -215,7 +257,8 @@ def print_result(result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     table = Table("", "tokens/s", "ITL p50, ms", "p99, ms", "p99 / p50, median of rounds")
-    for name in ("engine", "server"):
+    names = ["engine", *result["api_cpu_us_per_event"]]
+    for name in names:
         row = result[name]
         gaps = row["itl_seconds"]
         table.add_row(
@@ -226,10 +269,12 @@ def print_result(result: dict[str, Any]) -> None:
             f"{row['itl_p99_over_p50']:.2f}",
         )
     console.print(table)
-    ratio = result["ratio"]
-    console.print(
-        f"Server / engine: {ratio['p50']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}). "
-        f"API process: {result['api_cpu_us_per_event']:.0f} us of CPU an event. "
-        f"Start to ready: {result['ready_seconds']:.2f} s.",
-        soft_wrap=True,
-    )
+    for name, busy in result["api_cpu_us_per_event"].items():
+        ratio = result[name]["ratio"]
+        cpu = ", ".join(f"{role}: {us:.0f} us" for role, us in busy.items())
+        console.print(
+            f"{name.capitalize()} / engine: {ratio['p50']:.3f} "
+            f"({ratio['min']:.3f} to {ratio['max']:.3f}). CPU an event, {cpu}.",
+            soft_wrap=True,
+        )
+    console.print(f"Start to ready: {result['ready_seconds']:.2f} s.")

@@ -50,7 +50,7 @@ async def create_chat_completion(http: Request, context: ContextDep) -> Response
     question = await read_question(body, context)
     prompt, use = question.prompt, question.use
     requests = make_requests(context, head.id, [(prompt, question.sampling)], body)
-    generation = Generation(context, requests, body)
+    generation = await Generation.begin(context, requests, body)
     if body.stream:
         stream = ChatStream(body, head, generation, prompt, use)
         encoder = grouped(stream, body.stream_interval)

@@ -48,7 +48,7 @@ async def create_completion(http: Request, context: ContextDep) -> Response:
         ],
         body,
     )
-    generation = Generation(context, requests, body)
+    generation = await Generation.begin(context, requests, body)
     writer = CompletionWriter(body, head, prompts)
     if body.stream:
         stream = CompletionStream(writer, generation)

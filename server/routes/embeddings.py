@@ -85,7 +85,7 @@ async def embed(
     for start in range(0, len(prompts), size):
         part = [(prompt, sampling) for prompt in prompts[start : start + size]]
         requests = make_requests(context, f"{head.id}-{start}", part, body, embed=True)
-        with Generation(context, requests, body) as generation:
+        with await Generation.begin(context, requests, body) as generation:
             record.accepted = True
             found += await generation.collect()
     return found

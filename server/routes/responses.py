@@ -24,7 +24,7 @@ async def create_response(http: Request, context: ContextDep) -> Response:
     head = admit(context, body, "resp")
     question = await read_question(body, context)
     requests = make_requests(context, head.id, [(question.prompt, question.sampling)], body)
-    generation = Generation(context, requests, body)
+    generation = await Generation.begin(context, requests, body)
     writer = ResponseWriter(body, head, question, generation)
     if body.stream:
         return EventStream(context, generation, ResponseStream(writer), ignored_header(body))

@@ -139,16 +139,17 @@ class Load:
 
 
 async def sample(server: ServerProcess, url: str, num_requests: int) -> Sample:
-    process = psutil.Process(server.process.pid)
+    # With `--api-workers` there are several that answer.
+    processes = [psutil.Process(server.process.pid), *server.workers]
     async with Connection(url) as connection:
         page = (await connection.get("/metrics")).body
     tasks = [line.split()[-1] for line in page.splitlines() if line.startswith(b"dijiang_tasks{")]
     return Sample(
         num_requests,
-        anonymous_bytes(process.pid) / 2**20,
+        sum(anonymous_bytes(process.pid) for process in processes) / 2**20,
         anonymous_bytes(server.engine.pid) / 2**20,
-        process.num_fds(),
-        process.num_threads(),
+        sum(process.num_fds() for process in processes),
+        sum(process.num_threads() for process in processes),
         int(float(tasks[0])) if tasks else 0,
         len(page) / 1024,
     )

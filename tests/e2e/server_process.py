@@ -77,6 +77,12 @@ class ServerProcess:
         [engine] = [p for p in children if "dijiang_runtime.engine.process" in p.cmdline()]
         return engine
 
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that answer the API, where there are several."""
+        children = psutil.Process(self.process.pid).children()
+        return [p for p in children if "server.workers.process" in p.cmdline()]
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from dijiang_runtime.errors import EngineDeadError
 from dijiang_runtime.tokenizer import Tokenizer
 from server.config import ConfigError, ServerConfig
-from server.run import listen, serve
+from server.listening import listen
+from server.run import serve
 from tests.server.fake_engine import FakeEngine
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -138,3 +140,11 @@ async def test_the_software_is_not_advertised(port: int) -> None:
 async def test_a_port_that_is_taken_is_told_to_the_operator(port: int, tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use"):
         listen(ServerConfig(model=tiny_model, port=port))
+
+
+def test_connections_send_small_events_at_once(tiny_model: Path) -> None:
+    with listen(ServerConfig(model=tiny_model, port=0)) as listener:
+        with socket.create_connection(listener.getsockname()):
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -17,7 +17,13 @@ import pytest_asyncio
 
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.child import EngineChild
-from dijiang_runtime.engine.client import EngineClient, EngineProcess, InProcessEngine
+from dijiang_runtime.engine.client import (
+    EngineClient,
+    EngineHost,
+    EngineProcess,
+    HostedEngine,
+    InProcessEngine,
+)
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.engine.stream import RequestStream
@@ -44,13 +50,21 @@ def config(tiny_model: Path) -> EngineConfig:
     return EngineConfig(model=tiny_model, max_slots=8, num_threads=1)
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["process", "thread"])
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["process", "thread", "hosted"])
 async def engine(
     request: pytest.FixtureRequest, config: EngineConfig
 ) -> AsyncIterator[EngineClient]:
-    client = EngineProcess(config) if request.param == "process" else InProcessEngine(config)
+    client = InProcessEngine(config) if request.param == "thread" else EngineProcess(config)
     await client.start()
-    yield client
+    if request.param != "hosted":
+        yield client
+    else:
+        guest = EngineHost(client).open()
+        hosted = HostedEngine(guest.address)
+        await hosted.start()
+        yield hosted
+        await hosted.stop()
+        await guest.close()
     await client.stop()
 
 
@@ -69,7 +83,7 @@ async def until(condition, timeout: float = 20.0) -> float:
 
 @pytest.mark.asyncio(loop_scope="module")
 class TestService:
-    """What any `EngineClient` does, in a process or in a thread."""
+    """What any `EngineClient` does: in a process, in a thread, or hosted by another process."""
 
     async def test_answers_are_those_of_the_engine_itself(
         self, engine: EngineClient, config: EngineConfig

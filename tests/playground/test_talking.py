@@ -54,7 +54,7 @@ def wait_ready(server: ServerProcess) -> None:
 
 def test_tokens_appear_one_by_one(page: Page) -> None:
     page.evaluate(RECORD_GROWTH)
-    page.get_by_label("max_tokens").fill("1500")
+    page.get_by_label("max_tokens").fill("4000")
     send(page, "the quick brown")
     wait_done(page)
     lengths = page.evaluate("lengths")
@@ -62,7 +62,7 @@ def test_tokens_appear_one_by_one(page: Page) -> None:
     assert len(set(lengths)) > 20
     assert 3 * lengths[0] < lengths[-1] == page.evaluate(ANSWER_LENGTH)
     figures = page.locator(".figures span").all_text_contents()
-    assert figures[-2:] == ["1500 tokens", "cut at max_tokens"]
+    assert figures[-2:] == ["4000 tokens", "cut at max_tokens"]
     assert figures[0].endswith("ms to first") and figures[1].endswith("tokens/s")
 
 

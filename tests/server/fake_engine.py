@@ -64,6 +64,9 @@ class FakeStream:
         self._outputs = list(outputs)
         self._gate = gate
 
+    async def admitted(self) -> None:
+        """There is always room; `FakeEngine.raises` refuses before."""
+
     async def unread(self) -> list[RequestOutput]:
         await asyncio.sleep(0)
         await self._gate.wait()

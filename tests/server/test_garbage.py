@@ -24,7 +24,7 @@ class Node:
 async def collecting(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lifecycle]:
     monkeypatch.setattr(garbage, "QUIET_SECONDS", 0.01)
     lifecycle, before = Lifecycle(on_deadline=lambda: None), gc.get_threshold()
-    task = asyncio.create_task(collect_when_quiet(lifecycle))
+    task = asyncio.create_task(collect_when_quiet(lambda: lifecycle.num_active))
     await asyncio.sleep(0)
     assert gc.get_freeze_count() > 0
     yield lifecycle

@@ -48,6 +48,8 @@ def test_every_option_can_be_set_in_the_environment() -> None:
         ("INSECURE", "maybe"),
         ("LOG_LEVEL", "loud"),
         ("MAX_CHOICES", "0"),
+        ("API_WORKERS", "0"),
+        ("API_WORKERS", "65"),
     ],
 )
 def test_a_bad_value_is_told_with_its_name(name: str, value: str) -> None:
