@@ -110,10 +110,11 @@ simulate: $(TEST_READY) ## Simulate a million requests with faults, checking eve
 	$(BIN)/python -m tests.simulation $(ARGS)
 
 # Long runs against the real engine and server; docs/reliability.md has their results.
-CAMPAIGNS := kill-loop poison neighbours streams drain-loop soak capacity
+CAMPAIGNS := kill-loop worker-loop poison neighbours streams drain-loop soak capacity
 
 .PHONY: $(CAMPAIGNS)
 kill-loop: ## Kill the engine a thousand times under load. ARGS= passes options, as to all campaigns
+worker-loop: ## Kill API workers three hundred times under load
 poison: ## Break ten thousand rows of the model's batches, and compare their neighbours
 neighbours: ## Compare a hundred thousand answers among random neighbours with those alone
 streams: ## Hold ten thousand streams open, and measure their memory and the probes

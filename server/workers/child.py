@@ -69,11 +69,17 @@ class WorkerChild:
         self.is_up = False
         """Whether it takes connections."""
         self.was_up = False
+        """Whether it ever did."""
 
     @property
     def num_open(self) -> int:
         """Connections that it has not closed, as far as it has told."""
         return self.num_given - self._num_closed
+
+    @property
+    def was_of_use(self) -> bool:
+        """Whether it has served a client to the end."""
+        return self._num_closed > 0
 
     @property
     def failed(self) -> bool:

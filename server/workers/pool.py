@@ -31,7 +31,8 @@ MAX_FAILED_STARTS = 5
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 30.0
 STABLE_SECONDS = 60.0
-"""A worker that lived this long is started again at once when it dies."""
+"""A worker that lived this long, or has served a client, is started again at once when it dies: it
+is of use. Pauses are for one that does nothing but die."""
 
 LEAVE_SECONDS = 2.0
 """How long a worker that was told to leave at once may take before it is killed."""
@@ -186,7 +187,8 @@ class WorkerPool:
             if self._stopping.is_set():
                 self.exit_status = max(self.exit_status, int(child.failed))
                 return
-            num_failures = 1 if loop.time() - started > STABLE_SECONDS else num_failures + 1
+            was_of_use = child.was_of_use or loop.time() - started > STABLE_SECONDS
+            num_failures = 1 if was_of_use else num_failures + 1
             if not child.was_up and num_failures >= MAX_FAILED_STARTS:
                 raise EngineDeadError(f"API worker {index} {how}, each time it was started.")
             logger.error("API worker %d %s; starting another", index, how)

@@ -52,6 +52,8 @@ class Connection:
         self._host, self._port = str(parts.hostname), int(parts.port or 80)
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self.local_port = 0
+        """Where the connection comes from, or the last one came from."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,6 +77,7 @@ class Connection:
             self._reader, self._writer = await asyncio.open_connection(
                 self._host, self._port, limit=2**20
             )
+            self.local_port = self._writer.get_extra_info("sockname")[1]
         self._writer.write(data)
         await self._writer.drain()
 

@@ -1,5 +1,6 @@
 """`dijiang serve` as an operator runs it: a process, a port, signals."""
 
+import contextlib
 import os
 import re
 import signal
@@ -80,8 +81,13 @@ class ServerProcess:
     @property
     def workers(self) -> list[psutil.Process]:
         """The processes that answer the API, where there are several."""
-        children = psutil.Process(self.process.pid).children()
-        return [p for p in children if "server.workers.process" in p.cmdline()]
+        workers = []
+        for child in psutil.Process(self.process.pid).children():
+            # One may end while it is looked at.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "server.workers.process" in child.cmdline():
+                    workers.append(child)
+        return workers
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
