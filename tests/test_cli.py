@@ -179,6 +179,7 @@ def test_every_option_is_a_flag_and_a_variable(
             "served_model_name": "other",
             "host": "::1",
             "port": "7",
+            "api_workers": "7",
             "device": "cpu",
             "dtype": "bfloat16",
             "log_level": "debug",
