@@ -23,7 +23,7 @@ from dijiang_runtime.engine.messages import (
     decode_guest_message,
     encode,
 )
-from dijiang_runtime.engine.stream import RequestStream, failure
+from dijiang_runtime.engine.stream import OWN_ENDS, RequestStream, failure
 from dijiang_runtime.errors import DiJiangError
 from dijiang_runtime.request import Request, RequestOutput
 
@@ -80,6 +80,8 @@ class Guest:
         self._stats: EngineStats | None = None
         self._unsent: list[HostMessage] = []
         self._flush: asyncio.Handle | None = None
+        self.num_finished = 0
+        """Requests of it that came to an end of their own."""
         self.is_connected = False
         """Whether the process has come."""
         self._reader = asyncio.create_task(self._read())
@@ -173,6 +175,7 @@ class Guest:
         for stream in self._with_news.values():
             outputs += stream.take()
             if outputs[-1].finished:
+                self.num_finished += outputs[-1].finish_reason in OWN_ENDS
                 del self._streams[stream.request_id]
         if outputs or self._admitted or self._stats:
             self._unsent.append(HostNews(tuple(self._admitted), tuple(outputs), self._stats))

@@ -21,7 +21,7 @@ from dijiang_runtime.request import FinishReason, Request, RequestError, Request
 
 logger = logging.getLogger(__name__)
 
-_OWN_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+OWN_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 
 _MAX_UNREAD = 256
 """Outputs that a stream keeps apart for a reader that does not come."""
@@ -236,7 +236,7 @@ class StreamTable:
                 saturated = len(self._streams) > self._info.num_slots
                 self._rate.observe(time.monotonic(), saturated=saturated)
                 del self._streams[output.request_id]
-                self.num_finished += output.finish_reason in _OWN_ENDS
+                self.num_finished += output.finish_reason in OWN_ENDS
                 self._ended.set()
 
     def fail_all(self, error: errors.DiJiangError) -> None:

@@ -78,8 +78,8 @@ class WorkerChild:
 
     @property
     def was_of_use(self) -> bool:
-        """Whether it has served a client to the end."""
-        return self._num_closed > 0
+        """Whether it has answered anybody."""
+        return self._guest.num_finished > 0
 
     @property
     def failed(self) -> bool:

@@ -31,8 +31,8 @@ MAX_FAILED_STARTS = 5
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 30.0
 STABLE_SECONDS = 60.0
-"""A worker that lived this long, or has served a client, is started again at once when it dies: it
-is of use. Pauses are for one that does nothing but die."""
+"""A worker that lived this long, or has answered a request, is started again at once when it dies:
+it is of use. Pauses are for one that does nothing but die."""
 
 LEAVE_SECONDS = 2.0
 """How long a worker that was told to leave at once may take before it is killed."""

@@ -101,8 +101,13 @@ async def campaign(options: argparse.Namespace) -> int:
         load = Load(url, golden, tally)
         tasks = [asyncio.create_task(load.client(i)) for i in range(options.clients)]
         for number in range(1, options.kills + 1):
+            num_whole = tally.num_whole
             async with asyncio.timeout(patience.SECONDS):
-                while load.num_streaming < options.clients // 2:
+                # Each has answered somebody: one that does nothing but die comes back later.
+                while (
+                    load.num_streaming < options.clients // 2
+                    or tally.num_whole < num_whole + 4 * options.clients
+                ):
                     await asyncio.sleep(0.005)
             await kill(server, load, random.Random(number))
             if number % 10 == 0:

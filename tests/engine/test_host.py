@@ -103,13 +103,14 @@ async def admit(handle: HostedEngine, request_id: str) -> RequestStream:
 
 async def test_each_guest_gets_the_outputs_of_its_own_requests() -> None:
     engine = ToldEngine()
-    async with shared(3, engine) as (handles, _):
+    async with shared(3, engine) as (handles, guests):
         streams = [await admit(handle, f"r{i}") for i, handle in enumerate(handles)]
         engine.bring(*(text(f"r{i}", f"text of {i}") for i in range(3)))
         engine.bring(*(text(f"r{i}", ".", FinishReason.STOP) for i in range(3)))
 
         for i, stream in enumerate(streams):
             assert "".join([output.text async for output in stream]) == f"text of {i}."
+        assert [guest.num_finished for guest in guests] == [1, 1, 1]
 
 
 async def test_what_one_step_brings_for_a_guest_is_one_message(
