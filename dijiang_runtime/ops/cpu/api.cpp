@@ -1,8 +1,13 @@
 // The functions that Python calls, through ctypes. Handles are pointers that Python keeps.
 
-#include <cstring>
 #include <mutex>
 #include <vector>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "team.h"
 #include "types.h"
@@ -11,6 +16,25 @@
 using namespace dijiang;
 
 namespace {
+
+#if defined(__x86_64__) && defined(__linux__)
+// Whether the processor has tiles of int8 and bfloat16 (AMX), and the system lets this process use
+// them. Linux wants to be asked, once, before it keeps 8 KiB more for each thread.
+bool ask_for_tiles() {
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAll) != kAll) return false;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#else
+bool ask_for_tiles() { return false; }
+#endif
+
+bool may_use_tiles() {
+    static const bool answer = ask_for_tiles();
+    return answer;
+}
 
 // Best first.
 std::vector<const Kernels *> runnable() {
@@ -24,7 +48,9 @@ std::vector<const Kernels *> runnable() {
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
     const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-    offer(kAvx512Bf16, vnni && __builtin_cpu_supports("avx512bf16"));
+    const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+    offer(kAmx, bf16 && may_use_tiles());
+    offer(kAvx512Bf16, bf16);
     offer(kAvx512Vnni, vnni);
     offer(kAvx512, avx512);
     offer(kAvx2, avx2);
@@ -105,14 +131,6 @@ void dijiang_penalise(Context *c, float *logits, const Penalties *penalties) {
 // logits [vocab_size], in place. One bit for each token, the first in the lowest.
 void dijiang_mask(Context *c, float *logits, int64_t vocab_size, const uint32_t *bits) {
     c->kernels.mask(logits, vocab_size, bits);
-}
-
-// Run products of registers alone; returns the number of multiply-and-adds.
-int64_t dijiang_peak(Context *c, int64_t format, int64_t repeats) {
-    const Turn turn(c->team.one_at_a_time());
-    c->kernels.peak(c->team, format, repeats);
-    const int64_t per_lane = format == kInt8 ? 4 : format == kBFloat16 ? 2 : 1;
-    return repeats * c->kernels.peak_vectors * kLanes * per_lane * c->team.size();
 }
 
 }  // extern "C"

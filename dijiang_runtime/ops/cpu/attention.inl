@@ -6,8 +6,6 @@
 //
 // L_ij = γ^(i-j) for i >= j. All exponents are at most C and never negative.
 
-static inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
 // What a layer has projected, rows of all heads; queries and keys are rotated in place.
 struct Projected {
     float *q, *k;    // [rows, query_size], [rows, value_size]

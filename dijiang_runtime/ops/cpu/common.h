@@ -9,6 +9,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <type_traits>
 
 #include "candidates.h"
 #include "team.h"

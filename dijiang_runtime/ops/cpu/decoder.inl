@@ -18,9 +18,9 @@ struct StepMemory {
     StepMemory(Arena &a, const Decoder &d, int64_t rows, int64_t num_decodes, int threads)
         : features(a, d, num_decodes) {
         const int64_t widest = d.hidden_size > d.query_size() ? d.hidden_size : d.query_size();
-        input = take_rows(a, rows, widest);
-        mlp_input = take_rows(a, rows, d.hidden_size);
-        inner = take_rows(a, rows, d.inner_size);
+        input = take_rows(a, rows, widest, d.format);
+        mlp_input = take_rows(a, rows, d.hidden_size, d.format);
+        inner = take_rows(a, rows, d.inner_size, d.format);
         for (float **part : {&q, &gate, &y}) *part = a.take<float>(rows * d.query_size());
         for (float **part : {&k, &v}) *part = a.take<float>(rows * d.value_size());
         for (float **part : {&up, &mlp_gate}) *part = a.take<float>(rows * d.inner_size);

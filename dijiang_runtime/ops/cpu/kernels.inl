@@ -2,6 +2,11 @@
 // defines DIJIANG_TARGET and its vectors, and includes this within its own namespace.
 
 #include "math.inl"
+#include "rows.inl"
+#include "panel.inl"
+#ifdef DIJIANG_AMX
+#include "panel_amx.inl"
+#endif
 #include "matmul.inl"
 #include "norms.inl"
 #include "recurrent_step.inl"
@@ -11,4 +16,4 @@
 #include "sampling.inl"
 
 static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, forward, recurrent_step, draw,
-                                  logprobs, scan_rows, penalise, mask, peak, kMaxRows * kTileVectors};
+                                  logprobs, scan_rows, penalise, mask};

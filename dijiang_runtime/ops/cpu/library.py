@@ -146,7 +146,6 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
         "scan_rows": (None, [*3 * [c_void_p], c_int64, c_int64, c_void_p, c_void_p]),
         "penalise": (None, [c_void_p, c_void_p, POINTER(PenaltiesStruct)]),
         "mask": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
-        "peak": (c_int64, [c_void_p, c_int64, c_int64]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(kernels, f"dijiang_{name}")

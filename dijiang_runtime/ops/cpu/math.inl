@@ -1,5 +1,7 @@
 // Elementary functions and sums over a row, built on the vectors of the target.
 
+static inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
 // Lanes are added pairwise in one fixed order.
 static inline float sum_lanes(Vec v) {
     alignas(64) float lane[kLanes];

@@ -135,8 +135,6 @@ struct Kernels {
                       uint8_t *finite, int64_t *likeliest);
     void (*penalise)(float *logits, const Penalties &);
     void (*mask)(float *logits, int64_t vocab_size, const uint32_t *bits);
-    void (*peak)(Team &, int64_t format, int64_t repeats);
-    int64_t peak_vectors;  // Vector products in one repeat of one thread.
 };
 
 // Null where the compiler cannot make them.
@@ -145,5 +143,6 @@ extern const Kernels *const kAvx2;
 extern const Kernels *const kAvx512;
 extern const Kernels *const kAvx512Vnni;
 extern const Kernels *const kAvx512Bf16;
+extern const Kernels *const kAmx;
 
 }  // namespace dijiang
