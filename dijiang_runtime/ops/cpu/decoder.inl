@@ -66,7 +66,7 @@ public:
 private:
     template <class Function>
     void each_row(Function f) {
-        team_.for_each(b_.num_rows, [&](int64_t row, int) { f(row); });
+        team_.for_runs(b_.num_rows, kRowRun, [&](int64_t row, int) { f(row); });
     }
 
     template <int Count>

@@ -2,27 +2,6 @@
 
 static inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Lanes are added pairwise in one fixed order.
-static inline float sum_lanes(Vec v) {
-    alignas(64) float lane[kLanes];
-    store(lane, v);
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-        for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
-    }
-    return lane[0];
-}
-
-static inline float largest_lane(Vec v) {
-    alignas(64) float lane[kLanes];
-    store(lane, v);
-    for (int64_t width = kLanes / 2; width > 0; width /= 2) {
-        for (int64_t i = 0; i < width; ++i) {
-            lane[i] = lane[i + width] > lane[i] ? lane[i + width] : lane[i];
-        }
-    }
-    return lane[0];
-}
-
 // Call f(i, count) for each run of at most 16 of n numbers.
 template <class Function>
 static inline void for_lanes(int64_t n, Function f) {

@@ -59,9 +59,9 @@ static inline void multiply_tile(const Matrix &m, const char *panel, int64_t col
     for (int v = 0; v < Vectors; ++v) {
         const int64_t first = column + kLanes * v;
         if (m.columns <= first) return;
-        const Vec bias = m.bias != nullptr ? load(m.bias + first) : broadcast(0.0f);
+        const typename Format::Columns columns(m, first);
         for (int r = 0; r < Rows; ++r) {
-            const Vec y = add(Format::finish(total[r][v], x.scale + row + r, m, first), bias);
+            const Vec y = columns.finish(total[r][v], x.scale[row + r]);
             store_output(y, out, row + r, first, m.columns);
         }
     }

@@ -9,7 +9,6 @@ constexpr int64_t kGroupBytes = 4 * kPanelColumns;   // Of one group of a panel.
 constexpr int64_t kStepGroups = 16;                  // Groups of a panel that are multiplied at once,
 constexpr int64_t kStepBytes = kStepGroups * kGroupBytes;  // their bytes,
 constexpr int64_t kStepInput = 4 * kStepGroups;            // and those of a row.
-constexpr int64_t kStepsAhead = 2;
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -49,20 +48,59 @@ struct alignas(64) PanelSums {
         }                                                       \
     } while (false)
 
-// Lines of memory that are fetched into the cache in each step, from `next` on.
-struct TilesAhead {
-    const char *next;
-    int64_t lines;
+// Makes outputs of the sums of some rows, a few at a time: meanwhile the matrix unit works.
+template <class Format>
+class PanelOutput {
+public:
+    PanelOutput(const Matrix &m, int64_t column, const float *scale, const Output &out)
+        : columns_{{m, column}, {m, column + kLanes}, {m, column + 2 * kLanes}, {m, column + 3 * kLanes}},
+          scale_(scale),
+          to_(out.data + column),
+          stride_(out.stride),
+          width_(std::min(m.columns - column, kPanelColumns)),
+          streamed_(out.streamed) {}
 
-    void fetch() {
-        for (int64_t i = 0; i < lines; ++i, next += kLine) prefetch(next);
+    // What is to be written next.
+    void begin(const PanelSums &from, int64_t row, int64_t rows) {
+        sums_ = &from.sums[0][0];
+        row_ = row;
+        end_ = row + rows;
     }
+
+    void write(int64_t rows) {
+        for (const int64_t end = std::min(row_ + rows, end_); row_ < end; ++row_, sums_ += kPanelColumns) {
+            const float scale = scale_[row_];
+            float *to = to_ + row_ * stride_;
+            for (int64_t v = 0; v < kPanelVectors && kLanes * v < width_; ++v) {
+                typename Format::Total total;
+                std::memcpy(&total, sums_ + kLanes * v, sizeof total);
+                const Vec y = columns_[v].finish(total, scale);
+                if (streamed_) {
+                    stream(to + kLanes * v, y);
+                } else {
+                    store_some(to + kLanes * v, std::min(width_ - kLanes * v, kLanes), y);
+                }
+            }
+        }
+    }
+
+    void write_rest() { write(end_ - row_); }
+
+private:
+    const typename Format::Columns columns_[kPanelVectors];
+    const float *const scale_;
+    float *const to_;
+    const int64_t stride_, width_;
+    const bool streamed_;
+    const int32_t *sums_ = nullptr;
+    int64_t row_ = 0, end_ = 0;
 };
 
 // 16 rows and all columns of a panel.
 template <class Format>
 static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_t row,
-                               TilesAhead ahead, PanelSums &out) {
+                               PanelSums &out, PanelOutput<Format> &last) {
+    const int64_t rows_at_once = 1 + 2 * kRowMultiple / w.count;
     const char *input = x.data + row * x.stride;
     _tile_zero(0);
     _tile_zero(1);
@@ -70,7 +108,6 @@ static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_
     _tile_zero(3);
     for (int64_t step = 0; step < w.count; ++step, input += kStepInput) {
         const char *weight = w.at(step);
-        ahead.fetch();
         _tile_loadd(4, input, x.stride);
         _tile_loadd(5, weight, kGroupBytes);
         DIJIANG_TILE_DOT(0, 4, 5);
@@ -80,6 +117,7 @@ static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_
         DIJIANG_TILE_DOT(2, 4, 7);
         _tile_loadd(5, weight + 3 * kLine, kGroupBytes);
         DIJIANG_TILE_DOT(3, 4, 5);
+        last.write(rows_at_once);
     }
     _tile_stored(0, &out.sums[0][0], kGroupBytes);
     _tile_stored(1, &out.sums[0][kLanes], kGroupBytes);
@@ -90,7 +128,8 @@ static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_
 // 32 rows and the half of a panel's columns that begins with the given one.
 template <class Format>
 static inline void multiply_32(const PanelSteps &w, int64_t column, const EncodedRows &x, int64_t row,
-                               TilesAhead ahead, PanelSums &out) {
+                               PanelSums &out, PanelOutput<Format> &last) {
+    const int64_t rows_at_once = 1 + kRowMultiple / w.count;
     const char *first = x.data + row * x.stride, *second = first + kRowMultiple * x.stride;
     _tile_zero(0);
     _tile_zero(1);
@@ -98,7 +137,6 @@ static inline void multiply_32(const PanelSteps &w, int64_t column, const Encode
     _tile_zero(3);
     for (int64_t step = 0; step < w.count; ++step, first += kStepInput, second += kStepInput) {
         const char *weight = w.at(step) + 4 * column;
-        ahead.fetch();
         _tile_loadd(4, first, x.stride);
         _tile_loadd(6, weight, kGroupBytes);
         DIJIANG_TILE_DOT(0, 4, 6);
@@ -107,6 +145,7 @@ static inline void multiply_32(const PanelSteps &w, int64_t column, const Encode
         _tile_loadd(5, second, x.stride);
         DIJIANG_TILE_DOT(2, 5, 6);
         DIJIANG_TILE_DOT(3, 5, 7);
+        last.write(rows_at_once);
     }
     _tile_stored(0, &out.sums[0][column], kGroupBytes);
     _tile_stored(1, &out.sums[0][column + kLanes], kGroupBytes);
@@ -117,27 +156,10 @@ static inline void multiply_32(const PanelSteps &w, int64_t column, const Encode
 #undef DIJIANG_TILE_DOT
 
 template <class Format>
-static inline void finish_rows(const PanelSums &from, const Matrix &m, int64_t column,
-                               const float *scale, int64_t row, int64_t rows, const Output &out) {
-    for (int64_t v = 0; v < kPanelVectors; ++v) {
-        const int64_t first = column + kLanes * v;
-        if (m.columns <= first) return;
-        const Vec bias = m.bias != nullptr ? load(m.bias + first) : broadcast(0.0f);
-        for (int64_t r = 0; r < rows; ++r) {
-            typename Format::Total total;
-            std::memcpy(&total, &from.sums[r][kLanes * v], sizeof total);
-            store_output(add(Format::finish(total, scale + row + r, m, first), bias), out, row + r,
-                         first, m.columns);
-        }
-    }
-}
-
-template <class Format>
 static void multiply_panel_in_tiles(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
                                     const Output &out) {
     const TilesInUse in_use;
-    const int64_t panel_bytes = m.groups * kGroupBytes, column = index * kPanelColumns;
-    const char *panel = static_cast<const char *>(m.panels) + index * panel_bytes;
+    const char *panel = static_cast<const char *>(m.panels) + index * m.groups * kGroupBytes;
     alignas(64) char last[kStepBytes];
     PanelSteps w{panel, nullptr, (m.groups + kStepGroups - 1) / kStepGroups};
     w.last = panel + (w.count - 1) * kStepBytes;
@@ -145,25 +167,25 @@ static void multiply_panel_in_tiles(const Matrix &m, int64_t index, const Encode
         std::memcpy(last, w.last, rest * kGroupBytes);
         std::memset(last + rest * kGroupBytes, 0, (kStepGroups - rest) * kGroupBytes);
         w.last = last;
+        // The compiler does not know that a tile's instructions read memory.
+        std::atomic_signal_fence(std::memory_order_seq_cst);
     }
-    PanelSums sums;
-    const int64_t blocks = (rows + 2 * kRowMultiple - 1) / (2 * kRowMultiple);
-    for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t row = b * 2 * kRowMultiple;
-        const int64_t count = std::min(rows - row, 2 * kRowMultiple);
-        TilesAhead ahead{panel + kStepsAhead * kStepBytes, kStepBytes / kLine};
-        if (blocks > 1) {
-            ahead.lines = (kStepBytes / kLine + blocks - 1) / blocks;
-            ahead.next = panel + panel_bytes + b * ahead.lines * kLine * w.count;
-        }
+    PanelSums sums[2];  // Of one block of rows while those of the last are written.
+    PanelOutput<Format> output(m, index * kPanelColumns, x.scale, out);
+    constexpr int64_t block = 2 * kRowMultiple;
+    for (int64_t row = 0; row < rows; row += block) {
+        const int64_t count = std::min(rows - row, block);
+        PanelSums &next = sums[row / block % 2];
         if (count <= kRowMultiple) {
-            multiply_16<Format>(w, x, row, ahead, sums);
+            multiply_16(w, x, row, next, output);
         } else {
-            multiply_32<Format>(w, 0, x, row, ahead, sums);
-            multiply_32<Format>(w, kPanelColumns / 2, x, row, {nullptr, 0}, sums);
+            multiply_32(w, 0, x, row, next, output);
+            multiply_32(w, kPanelColumns / 2, x, row, next, output);
         }
-        finish_rows<Format>(sums, m, column, x.scale, row, count, out);
+        output.write_rest();
+        output.begin(next, row, count);
     }
+    output.write_rest();
 }
 
 template <>

@@ -19,12 +19,37 @@ static inline void clear_rest_of_line(char *row, int64_t written) {
     if (written % kLine) std::memset(row + written, 0, kLine - written % kLine);
 }
 
+static inline Vec bias_of(const Matrix &m, int64_t column) {
+    return m.bias != nullptr ? load(m.bias + column) : broadcast(0.0f);
+}
+
+// What makes sums the outputs of 16 columns, from the given one on.
+struct FloatColumns {
+    Vec bias;
+
+    FloatColumns(const Matrix &m, int64_t column) : bias(bias_of(m, column)) {}
+    Vec finish(Vec sums, float) const { return add(sums, bias); }
+};
+
+struct Int8Columns {
+    Sum offset;
+    Vec scale, bias;
+
+    Int8Columns(const Matrix &m, int64_t column)
+        : offset(load_offset(m.column_sum + column)),
+          scale(load(m.scale + column)),
+          bias(bias_of(m, column)) {}
+    Vec finish(Sum sums, float row_scale) const {
+        return add(mul(to_floats(subtract(sums, offset)), mul(broadcast(row_scale), scale)), bias);
+    }
+};
+
 struct Float32Format {
     static constexpr int64_t kBytes = 4;
     using Total = Vec;
     static Total zero() { return broadcast(0.0f); }
     static Total dot(Total t, Word x, Word w) { return fma(as_floats(x), as_floats(w), t); }
-    static Vec finish(Total t, const float *, const Matrix &, int64_t) { return t; }
+    using Columns = FloatColumns;
 
     static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
         float *out = reinterpret_cast<float *>(to.data + row * to.stride);
@@ -37,7 +62,7 @@ struct BFloat16Format {
     using Total = Vec;
     static Total zero() { return broadcast(0.0f); }
     static Total dot(Total t, Word x, Word w) { return dot_bf16(t, x, w); }
-    static Vec finish(Total t, const float *, const Matrix &, int64_t) { return t; }
+    using Columns = FloatColumns;
 
     static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
         char *out = to.data + row * to.stride;
@@ -53,20 +78,20 @@ struct Int8Format {
     using Total = Sum;
     static Total zero() { return zero_sum(); }
     static Total dot(Total t, Word x, Word w) { return dot_int8(t, x, w); }
-    static Vec finish(Total t, const float *row_scale, const Matrix &m, int64_t column) {
-        const Vec sum = to_floats(subtract_offset(t, m.column_sum + column));
-        return mul(sum, mul(broadcast(*row_scale), load(m.scale + column)));
-    }
+    using Columns = Int8Columns;
 
     static constexpr float kNothing = 1e-30f;  // Its reciprocal does not overflow.
 
     // Symmetric: the largest magnitude of the row becomes 127.
     static void encode(const float *x, int64_t n, const EncodedRows &to, int64_t row) {
-        Vec largest = broadcast(0.0f);
+        Vec largest = broadcast(0.0f), spoilt = broadcast(0.0f);  // NaN once a number is not finite.
         for_lanes(n, [&](int64_t i, int64_t count) {
-            largest = max(abs(load_some(x + i, count)), largest);
+            const Vec some = load_some(x + i, count);
+            largest = max(abs(some), largest);
+            spoilt = fma(some, broadcast(0.0f), spoilt);
         });
         const float top = largest_lane(largest);
+        const bool is_finite = sum_lanes(spoilt) == 0.0f;
         const Vec inverse = broadcast(top > kNothing ? 127.0f / top : 0.0f);
         const Vec bound = broadcast(127.0f);
         char *out = to.data + row * to.stride;
@@ -75,7 +100,7 @@ struct Int8Format {
             store_int8(out + i, max(broadcast(-127.0f), min(bound, unit)));
         });
         clear_rest_of_line(out, whole_vectors(n));
-        to.scale[row] = is_finite(x, n) ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
+        to.scale[row] = is_finite ? top / 127.0f : std::numeric_limits<float>::quiet_NaN();
     }
 };
 

@@ -1,5 +1,7 @@
 // Vectors of 16 floats as two AVX2 registers. What each function means: simd_portable.h.
 
+#include "simd_halves.h"
+
 struct Vec { __m256 a, b; };
 struct Word { __m256i a, b; };
 struct Sum { __m256i a, b; };
@@ -47,6 +49,8 @@ static inline uint32_t reaching(Vec x, Vec y) {
     const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ));
     return static_cast<uint32_t>(a | b << 8);
 }
+static inline float sum_lanes(Vec x) { return sum_half(_mm256_add_ps(x.a, x.b)); }
+static inline float largest_lane(Vec x) { return largest_half(_mm256_max_ps(x.b, x.a)); }
 static inline Vec abs(Vec x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
@@ -94,7 +98,9 @@ static inline __m256i dot_int8_half(__m256i acc, __m256i x, __m256i w) {
 static inline Sum dot_int8(Sum acc, Word x, Word w) {
     return {dot_int8_half(acc.a, x.a, w.a), dot_int8_half(acc.b, x.b, w.b)};
 }
-static inline Sum subtract_offset(Sum acc, const int32_t *) { return acc; }
+// Nothing is added to inputs here.
+static inline Sum load_offset(const int32_t *) { return zero_sum(); }
+static inline Sum subtract(Sum acc, Sum) { return acc; }
 static inline Vec to_floats(Sum s) { return {_mm256_cvtepi32_ps(s.a), _mm256_cvtepi32_ps(s.b)}; }
 
 static inline void store_int8(void *p, Vec v) {

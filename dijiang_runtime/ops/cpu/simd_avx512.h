@@ -2,6 +2,8 @@
 // The instructions for int8 and bfloat16 products are used where the target says that it has them: a
 // pragma that selects a target does not define the compiler's own macros everywhere.
 
+#include "simd_halves.h"
+
 using Vec = __m512;
 using Word = __m512i;
 // Not __m512i: with conversions to and fro, sums would not stay in registers.
@@ -41,6 +43,13 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline uint32_t reaching(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static inline __m256 upper_half(Vec a) { return _mm512_extractf32x8_ps(a, 1); }
+static inline float sum_lanes(Vec a) {
+    return sum_half(_mm256_add_ps(_mm512_castps512_ps256(a), upper_half(a)));
+}
+static inline float largest_lane(Vec a) {
+    return largest_half(_mm256_max_ps(upper_half(a), _mm512_castps512_ps256(a)));
+}
 static inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
 static inline Vec nearest(Vec a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -79,10 +88,11 @@ static inline Sum dot_int8(Sum acc, Word x, Word w) {
 #endif
 }
 // Inputs that are stored as x + 128 have added 128 times the column's sum.
-static inline Sum subtract_offset(Sum acc, const int32_t *column_sum) {
-    if (kInputOffset == 0) return acc;
-    return acc - (Sum)_mm512_slli_epi32(_mm512_loadu_si512(column_sum), 7);
+static inline Sum load_offset(const int32_t *column_sum) {
+    if (kInputOffset == 0) return zero_sum();
+    return (Sum)_mm512_slli_epi32(_mm512_loadu_si512(column_sum), 7);
 }
+static inline Sum subtract(Sum acc, Sum offset) { return kInputOffset == 0 ? acc : acc - offset; }
 static inline Vec to_floats(Sum s) { return _mm512_cvtepi32_ps((__m512i)s); }
 
 static inline void store_int8(void *p, Vec v) {

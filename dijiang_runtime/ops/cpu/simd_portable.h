@@ -45,6 +45,21 @@ static inline uint32_t reaching(Vec a, Vec b) {
     DIJIANG_LANES bits |= static_cast<uint32_t>(a.lane[i] >= b.lane[i]) << i;
     return bits;
 }
+// Lanes are added pairwise in one fixed order: halves, quarters, eighths, pairs.
+static inline float sum_lanes(Vec v) {
+    for (int width = 8; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) v.lane[i] += v.lane[i + width];
+    }
+    return v.lane[0];
+}
+static inline float largest_lane(Vec v) {
+    for (int width = 8; width > 0; width /= 2) {
+        for (int i = 0; i < width; ++i) {
+            v.lane[i] = v.lane[i + width] > v.lane[i] ? v.lane[i + width] : v.lane[i];
+        }
+    }
+    return v.lane[0];
+}
 static inline Vec abs(Vec a) { DIJIANG_LANES a.lane[i] = std::fabs(a.lane[i]); return a; }
 static inline Vec nearest(Vec a) { DIJIANG_LANES a.lane[i] = std::nearbyint(a.lane[i]); return a; }
 // a * 2^n for whole n in -127 ... 127.
@@ -90,7 +105,9 @@ static inline Sum dot_int8(Sum acc, Word x, Word w) {
     }
     return acc;
 }
-static inline Sum subtract_offset(Sum acc, const int32_t *) { return acc; }
+// What the offset of inputs has added to the sums of 16 columns.
+static inline Sum load_offset(const int32_t *) { return zero_sum(); }
+static inline Sum subtract(Sum acc, Sum) { return acc; }
 static inline Vec to_floats(Sum s) {
     Vec r;
     DIJIANG_LANES r.lane[i] = static_cast<float>(s.lane[i]);
