@@ -10,38 +10,15 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from dijiang_runtime.config import CHUNK_SIZE
-from dijiang_runtime.engine.admission import AdmissionRate, QueueLimits, check_queue
+from dijiang_runtime.engine.admission import QueueLimits
 from dijiang_runtime.engine.sequence import Sequence, SequenceStatus, StepResult
+from dijiang_runtime.engine.slots import SlotAllocator, WaitingQueue
 from dijiang_runtime.errors import QueueTimeoutError
 from dijiang_runtime.request import FinishReason, RequestError
 
 logger = logging.getLogger(__name__)
 
 _QUEUE_TIMEOUT = RequestError(QueueTimeoutError.__name__, str(QueueTimeoutError()))
-
-
-class SlotAllocator:
-    """Hands out the slots 1 to `num_slots`. Slot 0 is scratch for padding and never handed out."""
-
-    def __init__(self, num_slots: int) -> None:
-        self.num_slots = num_slots
-        # The lowest slot is taken first, so that an idle server touches little memory.
-        self._free = list(range(num_slots, 0, -1))
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    @property
-    def num_used(self) -> int:
-        return self.num_slots - len(self._free)
-
-    def acquire(self) -> int:
-        return self._free.pop()
-
-    def release(self, slot: int) -> None:
-        assert 0 < slot <= self.num_slots and slot not in self._free, f"slot {slot} is not taken"
-        self._free.append(slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +86,10 @@ class Scheduler:
     ) -> None:
         self.slots = SlotAllocator(num_slots)
         self.max_batched_tokens = max_batched_tokens
-        self.limits = limits
         self.eos_token_ids = eos_token_ids
-        # In order of arrival; admission goes by priority first.
-        self.waiting: dict[str, Sequence] = {}
-        self._num_waiting_tokens = 0
+        self.waiting = WaitingQueue(self.slots, limits)
         # In order of admission.
         self.running: dict[str, Sequence] = {}
-        self._rate = AdmissionRate()
         self._in_flight: SchedulerOutput | None = None
 
     @property
@@ -126,12 +99,7 @@ class Scheduler:
     @property
     def only_awaits_grammars(self) -> bool:
         """Whether there is work, but none that a step could do now."""
-        return bool(self.waiting) and not self.running and not any(self._admissible())
-
-    @property
-    def num_queued(self) -> int:
-        """Sequences that wait because no slot is free for them."""
-        return max(0, len(self.waiting) - self.slots.num_free)
+        return bool(self.waiting) and not self.running and not self.waiting.has_admissible
 
     def knows(self, request_id: str) -> bool:
         """Whether a sequence of this id waits or runs."""
@@ -139,9 +107,7 @@ class Scheduler:
 
     def has_room_for(self, num_prompt_tokens: int) -> bool:
         """Whether a prompt of this length would be accepted now."""
-        return self._has_spare_slot or self.limits.fits(
-            [*self._queued_lengths(), num_prompt_tokens]
-        )
+        return self.waiting.has_room_for(num_prompt_tokens)
 
     def add(self, sequence: Sequence) -> None:
         """Accept a sequence.
@@ -149,14 +115,7 @@ class Scheduler:
         Raises:
             EngineOverloadedError: as much is waiting as the limits allow.
         """
-        num_queued = len(self.waiting) - self.slots.num_free
-        is_surely_let_in = self.limits.surely_fits(num_queued, self._num_waiting_tokens)
-        if not (self._has_spare_slot or is_surely_let_in):
-            # Where it comes first, another one waits in its place.
-            *queued, last = self._queued_lengths(sequence)
-            check_queue(queued, last, self.limits, self._rate)
-        self.waiting[sequence.request_id] = sequence
-        self._num_waiting_tokens += sequence.num_prompt_tokens
+        self.waiting.add(sequence)
 
     def schedule(self, now: float) -> SchedulerOutput:
         """Choose the tokens of the next step.
@@ -197,12 +156,7 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Sequence]:
         """End the sequences that have waited for a slot as long as they may, and return them."""
-        expired = [
-            sequence
-            for sequence in self.waiting.values()
-            if (limit := sequence.request.max_queue_seconds) is not None
-            and now - sequence.request.arrival_time >= limit
-        ]
+        expired = self.waiting.overdue(now)
         for sequence in expired:
             sequence.error = _QUEUE_TIMEOUT
             self.finish(sequence, FinishReason.ERROR, now)
@@ -231,21 +185,16 @@ class Scheduler:
         sequence.stop_reason = stop_reason
         sequence.finished_time = now
         sequence.status = SequenceStatus.FINISHED
-        if self.waiting.pop(sequence.request_id, None) is not None:
-            self._num_waiting_tokens -= sequence.num_prompt_tokens
+        self.waiting.discard(sequence)
         self.running.pop(sequence.request_id, None)
         if sequence.slot is not None:
-            self._rate.observe(now, saturated=bool(self.waiting))
+            self.waiting.note_release(now)
             self.slots.release(sequence.slot)
             sequence.slot = None
 
     def _admit(self, now: float) -> tuple[int, ...]:
         slots = []
-        while self.slots.num_free and (able := [*self._admissible()]):
-            # The first of the lowest.
-            sequence = min(able, key=_priority)
-            del self.waiting[sequence.request_id]
-            self._num_waiting_tokens -= sequence.num_prompt_tokens
+        while self.slots.num_free and (sequence := self.waiting.pop_next()) is not None:
             sequence.slot = self.slots.acquire()
             sequence.status = SequenceStatus.RUNNING
             sequence.scheduled_time = now
@@ -294,23 +243,6 @@ class Scheduler:
             if leaders.setdefault(group, sequence) is not sequence:
                 followers[sequence.request_id] = sequence
         return followers
-
-    def _admissible(self) -> Iterator[Sequence]:
-        """Those that wait for nothing but a slot."""
-        return (sequence for sequence in self.waiting.values() if not sequence.awaits_grammar)
-
-    @property
-    def _has_spare_slot(self) -> bool:
-        return len(self.waiting) < self.slots.num_free
-
-    def _queued_lengths(self, *added: Sequence) -> list[int]:
-        """Prompt lengths of those for whom no slot is free, in the order of admission."""
-        waiting = sorted([*self.waiting.values(), *added], key=_priority)
-        return [s.num_prompt_tokens for s in waiting][self.slots.num_free :]
-
-
-def _priority(sequence: Sequence) -> int:
-    return sequence.request.priority
 
 
 def _forks(

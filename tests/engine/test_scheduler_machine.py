@@ -39,7 +39,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
     )
     def add(self, num_prompt_tokens: int, max_tokens: int, priority: int) -> str:
-        request_id = f"request-{len(self.accepted)}-{self.scheduler.num_queued}"
+        request_id = f"request-{len(self.accepted)}-{self.scheduler.waiting.num_queued}"
         prompt = [5] * num_prompt_tokens
         request = make_request(request_id, prompt, max_tokens=max_tokens, priority=priority)
         sequence = Sequence(request, seed=0)

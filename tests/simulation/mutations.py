@@ -12,7 +12,14 @@ from unittest.mock import patch
 
 import msgspec
 
-from dijiang_runtime.engine import detokenizer, engine, output_processor, scheduler, sequence
+from dijiang_runtime.engine import (
+    detokenizer,
+    engine,
+    output_processor,
+    scheduler,
+    sequence,
+    slots,
+)
 from dijiang_runtime.engine.admission import QueueLimits
 from dijiang_runtime.request import FinishReason
 from tests.simulation import model
@@ -21,7 +28,8 @@ Mutation = Callable[[], Any]
 MUTATIONS: dict[str, Mutation] = {}
 
 _Scheduler = scheduler.Scheduler
-_Slots = scheduler.SlotAllocator
+_Slots = slots.SlotAllocator
+_Waiting = slots.WaitingQueue
 
 
 def mutation(name: str) -> Callable[[Callable[[], Iterator[None]]], Mutation]:
@@ -104,19 +112,20 @@ def _no_fence(right, self, request_id, now):
 
 @replaces("the last to come is admitted first", _Scheduler, "_admit")
 def _lifo(right, self, now):
-    self.waiting = dict(reversed(self.waiting.items()))
+    sequences = self.waiting._sequences
+    self.waiting._sequences = dict(reversed(sequences.items()))
     return right(self, now)
 
 
 @mutation("priorities are ignored")
 def _no_priority() -> Iterator[None]:
-    with patch.object(scheduler, "_priority", lambda seq: 0):
+    with patch.object(slots, "_priority", lambda seq: 0):
         yield
 
 
 @mutation("the least urgent is admitted first")
 def _least_urgent() -> Iterator[None]:
-    with patch.object(scheduler, "_priority", lambda seq: -seq.request.priority):
+    with patch.object(slots, "_priority", lambda seq: -seq.request.priority):
         yield
 
 
@@ -132,19 +141,20 @@ def _expires_early(right, self, now):
 
 @replaces("who runs is given up as if it waited", _Scheduler, "expire")
 def _expires_running(right, self, now):
-    waiting, self.waiting = self.waiting, {**self.waiting, **self.running}
+    waiting = self.waiting._sequences
+    self.waiting._sequences = {**waiting, **self.running}
     expired = right(self, now)
-    self.waiting = {i: s for i, s in waiting.items() if i in self.waiting}
+    self.waiting._sequences = {i: s for i, s in waiting.items() if i in self.waiting}
     return expired
 
 
 @replaces("an admitted sequence still waits", _Scheduler, "_admit")
 def _still_waiting(right, self, now):
-    waiting = dict(self.waiting)
-    slots = right(self, now)
-    if slots:
-        self.waiting = waiting
-    return slots
+    waiting = dict(self.waiting._sequences)
+    new_slots = right(self, now)
+    if new_slots:
+        self.waiting._sequences = waiting
+    return new_slots
 
 
 @replaces("the answer is one token too long", _Scheduler, "_advance")
@@ -234,12 +244,12 @@ def _no_limit(right, self, queued):
 @mutation("a request is refused although a slot is free")
 def _too_strict() -> Iterator[None]:
     def lengths(self: Any, *added: Any) -> list[int]:
-        return [s.num_prompt_tokens for s in (*self.waiting.values(), *added)]
+        return [s.num_prompt_tokens for s in (*self.values(), *added)]
 
     with (
-        patch.object(_Scheduler, "_has_spare_slot", False),
+        patch.object(_Waiting, "_has_spare_slot", False),
         patch.object(QueueLimits, "surely_fits", lambda self, num_queued, num_tokens: False),
-        patch.object(_Scheduler, "_queued_lengths", lengths),
+        patch.object(_Waiting, "_queued_lengths", lengths),
     ):
         yield
 

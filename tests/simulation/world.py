@@ -371,11 +371,12 @@ class World:
         everything = sorted([*slots, *free])
         check(everything == list(range(1, self.num_slots + 1)), "I1", f"slots: {everything}")
         check(all(s.slot is None for s in scheduler.waiting.values()), "I1", "a waiter has a slot")
-        check(not scheduler.waiting.keys() & scheduler.running.keys(), "I2", "waits and runs")
-        known = scheduler.waiting.keys() | scheduler.running.keys()
+        waiting, num_queued = set(scheduler.waiting), scheduler.waiting.num_queued
+        check(not waiting & scheduler.running.keys(), "I2", "waits and runs")
+        known = waiting | scheduler.running.keys()
         check(known == self.open.keys(), "I2", "the engine and the clients do not know the same")
-        check(scheduler.num_queued <= self.max_queued, "I9", "the queue is too long")
-        self.seen["queue full"] += scheduler.num_queued == self.max_queued
+        check(num_queued <= self.max_queued, "I9", "the queue is too long")
+        self.seen["queue full"] += num_queued == self.max_queued
         self._check_order()
 
     def _check_order(self) -> None:
