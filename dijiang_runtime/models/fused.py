@@ -9,42 +9,23 @@ N tokens    D hidden    Hq query heads    H key/value heads    d head dim
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import OPT_POSITION_OFFSET, Decoder
-from dijiang_runtime.models.layers import RMSNorm
+from dijiang_runtime.models.fused_layer import FusedLayer, affine_of, fused_layer, matrix_of
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
 from dijiang_runtime.models.rotary import rotary_angles
 from dijiang_runtime.ops.linear import Tiles
-
-if TYPE_CHECKING:
-    from dijiang_runtime.ops.triton import Heads
 
 
 def is_covered(config: ModelConfig) -> bool:
     """Whether the kernels compute every part of such a model: all but a window's softmax."""
     return not config.attention.window
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """What the kernels read of one layer."""
-
-    attention_norm: tuple[Tensor, Tensor | None]
-    mlp_norm: tuple[Tensor, Tensor | None]
-    qkvg: tuple[Tensor, Tensor | None]
-    """Queries, keys, values and gate as one matrix, and its bias."""
-    heads: "Heads"
-    group_norm: tuple[Tensor, Tensor] | None
-    o: tuple[Tensor, Tensor | None]
-    up: tuple[Tensor, Tensor | None]
-    """With the gate's rows first, where the family gates."""
-    down: tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +58,7 @@ class FusedDecoder:
         self._ops = triton
         self.config = model.config
         self.model = model
-        self._layers = [self._layer(layer) for layer in model.layers]
+        self._layers = [fused_layer(layer, model.config) for layer in model.layers]
 
     def hidden(
         self,
@@ -127,7 +108,7 @@ class FusedDecoder:
         """Return the logits [N, V] of hidden states [N, D], float32."""
         model = self.model
         if model.has_projections:
-            hidden = self._linear(hidden, _matrix(model.project_out), is_prompt=False)
+            hidden = self._linear(hidden, matrix_of(model.project_out), is_prompt=False)
         tied = self.config.tie_word_embeddings
         weight = model.embed_tokens.weight if tied else model.lm_head.weight
         return self._linear(hidden, (weight, None), is_prompt=False)
@@ -137,7 +118,7 @@ class FusedDecoder:
         model = self.model
         x = F.embedding(step.token_ids, model.embed_tokens.weight).float()
         if model.has_projections:
-            x = self._linear(x, _matrix(model.project_in), is_prompt=step.is_prompt)
+            x = self._linear(x, matrix_of(model.project_in), is_prompt=step.is_prompt)
         if self.config.learned_positions:
             at = step.positions + OPT_POSITION_OFFSET
             x = x + F.embedding(at, model.embed_positions.weight).float()
@@ -149,12 +130,12 @@ class FusedDecoder:
             x, good = self._run_layer(layer, x, step, angles, step.states[i])
             finite.append(good)
         if self.config.final_norm:
-            [x] = self._norm(x, _affine(model.final_norm), out_dtype=torch.float32)
+            [x] = self._norm(x, affine_of(model.final_norm), out_dtype=torch.float32)
         return x, (torch.stack(finite) > 0).all(dim=0).all(dim=1)
 
     def _run_layer(
         self,
-        layer: _Layer,
+        layer: FusedLayer,
         x: Tensor,
         step: _Pass,
         angles: tuple[Tensor, Tensor] | None,
@@ -181,7 +162,7 @@ class FusedDecoder:
 
     def _attend(
         self,
-        layer: _Layer,
+        layer: FusedLayer,
         x: Tensor,
         step: _Pass,
         angles: tuple[Tensor, Tensor] | None,
@@ -206,7 +187,7 @@ class FusedDecoder:
             y = ops.group_norm(y, *layer.group_norm, gate, out_dtype=dtype, **groups)
         return y, finite
 
-    def _mlp(self, layer: _Layer, x: Tensor, residual: Tensor, is_prompt: bool) -> Tensor:
+    def _mlp(self, layer: FusedLayer, x: Tensor, residual: Tensor, is_prompt: bool) -> Tensor:
         inner = self._ops.linear(
             x,
             *layer.up,
@@ -237,50 +218,6 @@ class FusedDecoder:
         eps = self.config.norm_eps
         return self._ops.norm(x, *affines, eps=eps, is_rms=is_rms, out_dtype=out_dtype)
 
-    def _layer(self, layer: Any) -> _Layer:
-        attention, mlp, options = layer.attention, layer.mlp, self.config.attention
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        gate = [attention.gate] if options.gate else []
-        norm = attention.readout_norm if options.readout == "group_norm" else None
-        return _Layer(
-            attention_norm=_affine(layer.attention_norm),
-            mlp_norm=_affine(layer.mlp_norm),
-            qkvg=_join([*projections, *gate]),
-            heads=self._heads(attention),
-            group_norm=None if norm is None else (norm.weight, norm.bias),
-            o=_matrix(attention.o_proj),
-            up=_matrix(mlp.up) if mlp.gate is None else _join([mlp.gate, mlp.up]),
-            down=_matrix(mlp.down),
-        )
-
-    def _heads(self, attention: Any) -> "Heads":
-        config, options, features = self.config, self.config.attention, attention.feature_map
-        scales = None
-        if options.decay_tables:
-            tables = attention._decay_tables()
-            log_decay, q_scale, k_scale = (t.float().contiguous() for t in tables)
-            scales = q_scale, k_scale
-        else:
-            log_decay = -attention.log_decay_rate.float().exp()
-        weight = features.weight
-        norms = (attention.q_norm.weight, attention.k_norm.weight) if config.qk_norm else None
-        return self._ops.Heads(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            feature_map=options.feature_map,
-            negated_half=options.negated_half,
-            has_normalizer=options.readout == "normalizer",
-            rotary_dim=config.rotary_dim,
-            query_scale=config.query_scale,
-            projection=features.projection.float().contiguous(),
-            feature_weight=None if weight is None else weight.float().contiguous(),
-            norms=None if norms is None else (norms[0].float(), norms[1].float()),
-            norm_eps=config.norm_eps,
-            log_decay=log_decay,
-            table_scales=scales,
-        )
-
 
 def _parts(prefills: Sequence[PrefillSegment], first: int, device: torch.device) -> Tensor:
     """First row after the decodes, length, source and target of each part. [n, 4], int64."""
@@ -288,24 +225,3 @@ def _parts(prefills: Sequence[PrefillSegment], first: int, device: torch.device)
     # From pinned memory a device takes it when it comes to it: the host does not wait.
     parts = torch.tensor(rows, pin_memory=device.type == "cuda")
     return parts.to(device, non_blocking=True)
-
-
-def _matrix(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    return linear.weight, linear.bias
-
-
-def _affine(norm: Any) -> tuple[Tensor, Tensor | None]:
-    return norm.weight, None if isinstance(norm, RMSNorm) else norm.bias
-
-
-def _join(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """One matrix of several with the same inputs, which become parts of it."""
-    weight = torch.cat([linear.weight for linear in linears])
-    sizes = [linear.out_features for linear in linears]
-    for linear, part in zip(linears, weight.split(sizes), strict=True):
-        linear.weight = nn.Parameter(part, requires_grad=False)
-    if all(linear.bias is None for linear in linears):
-        return weight, None
-    none = [weight.new_zeros(size) for size in sizes]
-    biases = [z if x.bias is None else x.bias for x, z in zip(linears, none, strict=True)]
-    return weight, torch.cat([bias.to(weight.dtype) for bias in biases])
