@@ -1,8 +1,9 @@
 """Logprobs under the model itself, before any sampling parameter.
 
-n rows    V vocabulary
+n rows    D hidden    V vocabulary
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from dijiang_runtime.engine.exact import log_sum_exp
 from dijiang_runtime.engine.ranking import rank
-from dijiang_runtime.engine.sequence import RawLogprobs
+from dijiang_runtime.engine.sequence import RawLogprobs, Sequence
 from dijiang_runtime.engine.transfers import to_device, to_host
 from dijiang_runtime.ops.cpu import sampling
+from dijiang_runtime.ops.linear import CHUNK_TILE
 
 
 class LogprobTensors(NamedTuple):
@@ -60,6 +62,29 @@ def logprob_tensors(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobT
 def as_reported(token_ids: Seq[int], num_top: Seq[int], found: LogprobTensors) -> list[RawLogprobs]:
     """What lies on the host by now, as many of the likeliest tokens as each row asked for."""
     return _as_reported(token_ids, num_top, *(x.tolist() for x in found))
+
+
+def chunk_logprobs(
+    sequence: Sequence, hidden: Tensor, logits_of: Callable[[Tensor], Tensor]
+) -> list[RawLogprobs]:
+    """What a prompt chunk says of the prompt tokens after its own, one tile at a time.
+
+    Args:
+        sequence: Whose chunk is the next that is not committed.
+        hidden: The chunk's final hidden states. Shape [n, D].
+        logits_of: Gives the logits of a whole tile, or of the ragged end of a prompt.
+    """
+    request, start = sequence.request, sequence.num_computed_tokens
+    # The last row of the prompt predicts the first output token.
+    num_rows = min(len(hidden), len(request.prompt_token_ids) - 1 - start)
+    logprobs: list[RawLogprobs] = []
+    for first in range(0, num_rows, CHUNK_TILE):
+        tile = hidden[first : min(first + CHUNK_TILE, len(hidden))]
+        num_used = min(len(tile), num_rows - first)
+        next_ids = request.prompt_token_ids[start + first + 1 :][:num_used]
+        num_top = [request.sampling.prompt_logprobs] * num_used
+        logprobs.extend(raw_logprobs(logits_of(tile)[:num_used], next_ids, num_top))
+    return logprobs
 
 
 def _as_reported(

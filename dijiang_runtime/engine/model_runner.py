@@ -15,10 +15,10 @@ from dijiang_runtime.engine.batch import Batch, build_batch
 from dijiang_runtime.engine.device_sampler import finite_rows
 from dijiang_runtime.engine.embedding import pool_hidden
 from dijiang_runtime.engine.grammar import GrammarState, fill_masks
-from dijiang_runtime.engine.logprobs import raw_logprobs
+from dijiang_runtime.engine.logprobs import chunk_logprobs
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
-from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, StepResult
+from dijiang_runtime.engine.sequence import SampledToken, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.engine.transfers import take_rows
 from dijiang_runtime.errors import NumericalError, RequestFailedError
@@ -103,7 +103,7 @@ class ModelRunner:
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         prompts = range(batch.num_decodes, len(items))
         prompt_logprobs = {
-            i: self._chunk_logprobs(items[i], hidden[batch.rows[i]])
+            i: chunk_logprobs(items[i].sequence, hidden[batch.rows[i]], self._chunk_logits)
             for i in prompts
             if items[i].sequence.request.sampling.prompt_logprobs != NO_LOGPROBS
         }
@@ -207,21 +207,6 @@ class ModelRunner:
         tiles = row_tiles(len(hidden))
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, sum(tiles) - len(hidden)))
         return self._model.logits(padded, tiles)[: len(hidden)]
-
-    def _chunk_logprobs(self, item: ScheduledSequence, hidden: Tensor) -> list[RawLogprobs]:
-        """What a prompt chunk says of the prompt tokens after its own, one tile at a time."""
-        request, start = item.sequence.request, item.sequence.num_computed_tokens
-        # The last row of the prompt predicts the first output token.
-        num_rows = min(len(hidden), len(request.prompt_token_ids) - 1 - start)
-        logprobs: list[RawLogprobs] = []
-        for first in range(0, num_rows, CHUNK_TILE):
-            tile = hidden[first : min(first + CHUNK_TILE, len(hidden))]
-            num_used = min(len(tile), num_rows - first)
-            next_ids = request.prompt_token_ids[start + first + 1 :][:num_used]
-            num_top = [request.sampling.prompt_logprobs] * num_used
-            logits = self._chunk_logits(tile)[:num_used]
-            logprobs.extend(raw_logprobs(logits, next_ids, num_top))
-        return logprobs
 
     def _chunk_logits(self, tile: Tensor) -> Tensor:
         """Logits of a whole chunk, or of the ragged end of a prompt."""
