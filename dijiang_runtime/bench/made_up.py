@@ -1,21 +1,17 @@
 """A model folder with random weights and a made-up tokenizer, for what can only serve a folder."""
 
-import dataclasses
 import itertools
-import re
 import string
 from pathlib import Path
 
 import tokenizers
-import torch
 from tokenizers import decoders, models, pre_tokenizers
 
+from dijiang_runtime.bench.random_models import random_packed_weights
 from dijiang_runtime.models.config import ModelConfig
-from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.loader import random_model, save_model
-from dijiang_runtime.models.packed import PackedLinear
-from dijiang_runtime.models.packed_folder import empty_packed, packed_writer, write_matrix
-from dijiang_runtime.ops.cpu.packed import WeightFormat, pack
+from dijiang_runtime.models.packed_folder import packed_writer
+from dijiang_runtime.ops.cpu.packed import WeightFormat
 
 
 def write_random_folder(config: ModelConfig, folder: Path) -> None:
@@ -28,19 +24,9 @@ def write_random_packed_folder(
     config: ModelConfig, folder: Path, weight_format: WeightFormat
 ) -> None:
     """The same, packed, one matrix at a time: the model may be larger than memory."""
-    generator = torch.Generator().manual_seed(0)
     writer = packed_writer(folder, config, weight_format)
-    small = empty_packed(config, weight_format)
-    for path, module in small.named_modules():
-        if not isinstance(module, PackedLinear):
-            continue
-        weight = torch.randn(module.out_features, module.in_features, generator=generator)
-        bias = None if module.bias is None else torch.zeros(module.out_features)
-        write_matrix(writer, path, pack(weight.mul_(0.02), bias, weight_format))
-    # What is left is made by a model of one layer: all layers have the same.
-    one = Decoder(dataclasses.replace(config, num_layers=1)).state_dict()
-    for name in sorted(writer.missing):
-        writer.write(name, one[re.sub(r"^layers\.\d+\.", "layers.0.", name)])
+    for name, tensor in random_packed_weights(config, weight_format):
+        writer.write(name, tensor)
     made_up_tokenizer(config.vocab_size).save(str(folder / "tokenizer.json"))
 
 

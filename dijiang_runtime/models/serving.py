@@ -21,6 +21,7 @@ from dijiang_runtime.models.graphed import CudaRecorder, GraphedDecoder, sizes_t
 from dijiang_runtime.models.loader import cast, load_model
 from dijiang_runtime.models.packed_folder import load_packed, packed_format
 from dijiang_runtime.ops import cpu
+from dijiang_runtime.ops.cpu.library import Context
 from dijiang_runtime.ops.cpu.packed import WeightFormat
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "int8"]
@@ -59,7 +60,12 @@ def load_for_serving(
             "serve the folder that it was made from."
         )
     context = cpu.context()
-    return _alone(compile_packed(load_packed(folder, context), context)), stored
+    return serve_packed(load_packed(folder, context), context), stored
+
+
+def serve_packed(model: Decoder, context: Context) -> Decoder | CompiledDecoder:
+    """Make a model whose matrices are packed ready for the engine. See `serve_in`."""
+    return _alone(compile_packed(model, context))
 
 
 def _alone(model: Decoder | CompiledDecoder) -> Decoder | CompiledDecoder:
@@ -74,14 +80,20 @@ def num_pending_tokens(config: ModelConfig) -> int:
     return NUM_PENDING_TOKENS if cpu.is_available() and compiled.is_covered(config) else 0
 
 
+def packing_of(device: torch.device, dtype: DtypeChoice) -> WeightFormat | None:
+    """The format that matrices are packed in to be served there; None where they are not packed."""
+    if device.type != "cpu" or not cpu.is_available():
+        return None
+    return AUTO_FORMAT if dtype == "auto" else dtype
+
+
 def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[ServingModel, str]:
     """Make a model that is as it was stored ready for the engine, and name the dtype it got.
 
     The compiled kernels take as many threads as torch has. Where they run the whole step, torch is
     left with one: its threads wait for work by spinning, on the cores that the kernels need.
     """
-    if device.type == "cpu" and cpu.is_available():
-        weight_format = AUTO_FORMAT if dtype == "auto" else dtype
+    if (weight_format := packing_of(device, dtype)) is not None:
         return _alone(prepare(model, weight_format)), weight_format
     half = "bfloat16" if device.type == "cuda" else "float32"
     chosen = half if dtype == "auto" else dtype

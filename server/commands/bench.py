@@ -189,12 +189,12 @@ def parse_point(text: str) -> tuple[int, int]:
 def load(model: Path | None, shape: str, dtype: Any, device: Any) -> "ServingModel":
     """A folder's model or a shape's, on a torch device."""
     from dijiang_runtime.bench.facts import shape_config
-    from dijiang_runtime.models.loader import random_model
-    from dijiang_runtime.models.serving import load_for_serving, serve_in
+    from dijiang_runtime.bench.random_models import random_serving_model
+    from dijiang_runtime.models.serving import load_for_serving
 
     if model is not None:
         return load_for_serving(model_folder(model), device, dtype)[0]
-    return serve_in(random_model(shape_config(shape)), device, dtype)[0]
+    return random_serving_model(shape_config(shape), device, dtype)
 
 
 def print_result(console: "Console", result: dict[str, Any]) -> None:
