@@ -1,10 +1,12 @@
 // Linear attention of one key/value head: a decode, or a part of a prompt chunk by chunk.
 //
-//     C tokens of a chunk    G query heads of the group    m features    e padded value dim
+//     C tokens of a chunk    G query heads of the group    m features    e padded head dim
 //
 //     O = ((Φq Φkᵀ) ∘ L) V + diag(γ^i) Φq S        S' = γ^C S + Φkᵀ diag(γ^(C-j)) V
 //
-// L_ij = γ^(i-j) for i >= j. All exponents are at most C and never negative.
+// L_ij = γ^(i-j) for i >= j. All exponents are at most C and never negative. Where the read-out is
+// divided by the mass of the features, that is a further column of V, all ones, which is added up by
+// itself: a column alone would cost as much as a vector of them.
 
 // What a layer has projected, rows of all heads; queries and keys are rotated in place.
 struct Projected {
@@ -26,27 +28,33 @@ static inline Number *masses_of(const Decoder &d, Number *state) {
     return state + d.num_features * d.head_dim;
 }
 
-// Memory of one thread.
+// Memory of one thread. Tokens of a chunk are next to each other where a row has C.
 struct HeadScratch {
-    float *projected;          // [C, padded projection columns]
-    float *query, *key;        // Features, [C, m]
-    float *key_transposed;     // [m, C]
-    float *value, *out;        // [C, e]
-    float *scores;             // [C, C]
-    float *state;              // [m, e]
+    float *projected;   // [projection columns, C]; of decodes [C, padded projection columns]
+    float *head;        // Queries or keys, [head_dim, C]
+    float *query, *key; // Features, [m, C]
+    float *value, *out; // [C, e]
+    float *mass;        // Of each read-out, [C]
+    float *scores;      // [C, C]
+    float *state;       // [m, e]
+    float *masses;      // Of the state's features, [m]
+    float *decays;      // γ^(C-1), ..., γ, 1, and then C zeros
 
     HeadScratch(Arena &w, const Decoder &d) {
-        const int64_t e = whole_vectors(d.value_dim), m = d.num_features;
-        // A decode has the read-outs of one group in place of the tokens of a chunk.
+        const int64_t e = whole_vectors(d.head_dim), m = d.num_features;
+        // A decode has the read-outs and masses of one group in place of the tokens of a chunk.
         const int64_t rows = d.num_heads > kChunk ? d.num_heads : kChunk;
         projected = w.take<float>(kChunk * whole_vectors(d.projection_columns));
-        query = w.take<float>(kChunk * m);
-        key = w.take<float>(kChunk * m);
-        key_transposed = w.take<float>(m * kChunk);
+        head = w.take<float>(d.head_dim * kChunk);
+        query = w.take<float>(m * kChunk);
+        key = w.take<float>(m * kChunk);
         value = w.take<float>(kChunk * e);
         out = w.take<float>(rows * e);
+        mass = w.take<float>(rows);
         scores = w.take<float>(kChunk * kChunk);
         state = w.take<float>(m * e);
+        masses = w.take<float>(m);
+        decays = w.take<float>(2 * kChunk);
     }
 };
 
@@ -61,14 +69,6 @@ static inline void finish_readout(const Decoder &d, const float *o, const float 
     for_lanes(d.head_dim, [&](int64_t i, int64_t n) {
         store_some(y + i, n, div(load_some(o + i, n), whole));
     });
-}
-
-// The value of a token, and where the read-out is normalised a column that is always 1.
-static inline void extend_value(const Decoder &d, const float *v, float *out) {
-    for_lanes(d.head_dim, [&](int64_t i, int64_t n) { store_some(out + i, n, load_some(v + i, n)); });
-    for (int64_t i = d.head_dim; i < whole_vectors(d.value_dim); ++i) {
-        out[i] = i < d.value_dim ? 1.0f : 0.0f;
-    }
 }
 
 static inline const float *projection_of(const Decoder &d, const Layer &layer, int64_t head) {
@@ -133,7 +133,7 @@ static void step_decode(const Decoder &d, const Layer &layer, const Projected &p
                        m,
                        dim,
                        pending};
-    float *out = s.out, *mass = s.out + group * dim;
+    float *out = s.out, *mass = s.mass;
     const bool is_normalised = d.value_dim > dim;
     if (state == next) {
         step_pending(state, is_normalised ? masses_of(d, state) : nullptr, in, out, mass);
@@ -142,7 +142,7 @@ static void step_decode(const Decoder &d, const Layer &layer, const Projected &p
         if (is_normalised) step_mass(masses_of(d, state), masses_of(d, next), in, mass);
     }
     // They sum over the whole of the next state, so they are finite only if the state is.
-    if (!is_finite(out, group * d.value_dim)) p.spoil(row);
+    if (!is_finite(out, group * dim) || (is_normalised && !is_finite(mass, group))) p.spoil(row);
     float *y = p.y + row * d.query_size() + head * group * dim;
     for (int64_t g = 0; g < group; ++g) {
         finish_readout(d, out + g * dim, is_normalised ? mass + g : nullptr, y + g * dim);
@@ -155,80 +155,116 @@ static inline void scale_in_place(float *x, int64_t n, float factor) {
     });
 }
 
-// Read-outs of one query head for a chunk, from the state before it.
+// Read-outs of one query head for a chunk, and their masses, from the state before it.
 static void read_chunk(const Decoder &d, const float *powers, int64_t length, const HeadScratch &s) {
-    const int64_t e = whole_vectors(d.value_dim), m = d.num_features, c = kChunk;
-    small_product({s.query, m, 1}, length, s.key_transposed, c, m, s.scores, c,
-                  whole_vectors(length));
-    for (int64_t i = 0; i < length; ++i) {
-        for (int64_t j = 0; j <= i; ++j) s.scores[i * c + j] *= powers[i - j];
-        for (int64_t j = i + 1; j < length; ++j) s.scores[i * c + j] = 0.0f;
-    }
-    small_product({s.query, m, 1}, length, s.state, e, m, s.out, e, e);
+    const int64_t e = whole_vectors(d.head_dim), m = d.num_features, c = kChunk;
+    const bool is_normalised = d.value_dim > d.head_dim;
+    const Strided query{s.query, 1, c};
+    small_product(query, length, s.state, e, m, s.out, e, e);
     for (int64_t i = 0; i < length; ++i) scale_in_place(s.out + i * e, e, powers[i + 1]);
-    small_product({s.scores, c, 1}, length, s.value, e, length, s.out, e, e, true);
+    if (is_normalised) {
+        for (int64_t i = 0; i < length; i += kLanes) {
+            Vec total = broadcast(0.0f);
+            for (int64_t f = 0; f < m; ++f) {
+                total = fma(load(s.query + f * c + i), broadcast(s.masses[f]), total);
+            }
+            store(s.mass + i, mul(total, load(powers + i + 1)));
+        }
+    }
+    // Rows of 16 tokens see nothing beyond them.
+    for (int64_t first = 0; first < length; first += kLanes) {
+        const int64_t rows = std::min(length - first, kLanes), seen = first + kLanes;
+        float *scores = s.scores + first * c;
+        small_product({s.query + first, 1, c}, rows, s.key, c, m, scores, c, seen);
+        for (int64_t r = 0; r < rows; ++r) {
+            float *row = scores + r * c;
+            const float *decay = s.decays + c - 1 - first - r;
+            Vec total = broadcast(0.0f);
+            for (int64_t j = 0; j < first; j += kLanes) {
+                const Vec score = mul(load(row + j), load(decay + j));
+                store(row + j, score);
+                total = add(total, score);
+            }
+            const Vec last = mul(load(row + first), load(decay + first));
+            store(row + first, broadcast(0.0f));
+            store_first(row + first, r + 1, last);
+            total = add(total, load(row + first));
+            if (is_normalised) s.mass[first + r] += sum_lanes(total);
+        }
+        small_product({scores, c, 1}, rows, s.value, e, std::min(seen, length), s.out + first * e, e, e,
+                      true);
+    }
 }
 
 // Up to 64 tokens from `row` on. The state in `s` is the one before them, then the one after.
 static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
                          int64_t length, int64_t head, const HeadScratch &s) {
     const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
-    const int64_t e = whole_vectors(d.value_dim), c = kChunk;
+    const int64_t e = whole_vectors(dim), c = kChunk;
+    const bool is_normalised = d.value_dim > dim;
     const float *projection = projection_of(d, layer, head);
     const float *powers = layer.powers + head * (kChunk + 1);
-    float *k = p.k + row * d.value_size() + head * dim;
-    for (int64_t i = 0; i < length; ++i) {
-        prepare_head(d, p.angles + (row + i) * d.rotary_dim, 1.0f, k + i * d.value_size());
-        extend_value(d, p.v + (row + i) * d.value_size() + head * dim, s.value + i * e);
-    }
-    features(d, projection, k, d.value_size(), length, s.projected, s.key, m);
-    for (int64_t f = 0; f < m; ++f) {
-        for (int64_t i = 0; i < c; ++i) {
-            s.key_transposed[f * c + i] = i < length ? s.key[i * m + f] : 0.0f;
+    const auto make_features = [&](float *heads, int64_t stride, float scale, float *out) {
+        for (int64_t i = 0; i < length; ++i) {
+            prepare_head(d, p.angles + (row + i) * d.rotary_dim, scale, heads + i * stride);
         }
+        transpose(heads, stride, length, dim, s.head, c);
+        features_of_tokens(d, projection, s.head, length, s.projected, out);
+    };
+    make_features(p.k + row * d.value_size() + head * dim, d.value_size(), 1.0f, s.key);
+    for (int64_t i = 0; i < length; ++i) {
+        const float *v = p.v + (row + i) * d.value_size() + head * dim;
+        for_lanes(dim, [&](int64_t j, int64_t n) { store(s.value + i * e + j, load_some(v + j, n)); });
     }
     for (int64_t g = 0; g < group; ++g) {
         const int64_t offset = (head * group + g) * dim;
-        float *q = p.q + row * d.query_size() + offset;
-        for (int64_t i = 0; i < length; ++i) {
-            prepare_head(d, p.angles + (row + i) * d.rotary_dim, static_cast<float>(d.query_scale),
-                         q + i * d.query_size());
-        }
-        features(d, projection, q, d.query_size(), length, s.projected, s.query, m);
+        make_features(p.q + row * d.query_size() + offset, d.query_size(),
+                      static_cast<float>(d.query_scale), s.query);
         read_chunk(d, powers, length, s);
         for (int64_t i = 0; i < length; ++i) {
-            if (!is_finite(s.out + i * e, e)) p.spoil(row + i);
-            const float *o = s.out + i * e;
-            finish_readout(d, o, d.value_dim > dim ? o + dim : nullptr,
-                           p.y + (row + i) * d.query_size() + offset);
+            const float *o = s.out + i * e, *mass = is_normalised ? s.mass + i : nullptr;
+            if (!is_finite(o, e) || (mass && !std::isfinite(*mass))) p.spoil(row + i);
+            finish_readout(d, o, mass, p.y + (row + i) * d.query_size() + offset);
         }
     }
+    // What is left of each token at the end of the chunk, and nothing of those that are missing.
+    const float *left = s.decays + c - length;
     for (int64_t f = 0; f < m; ++f) {
-        for (int64_t i = 0; i < length; ++i) s.key_transposed[f * c + i] *= powers[length - 1 - i];
+        Vec total = broadcast(0.0f);
+        for (int64_t i = 0; i < whole_vectors(length); i += kLanes) {
+            const Vec decayed = mul(load(s.key + f * c + i), load(left + i));
+            store(s.key + f * c + i, decayed);
+            total = add(total, decayed);
+        }
+        s.masses[f] = s.masses[f] * powers[length] + sum_lanes(total);
     }
     scale_in_place(s.state, m * e, powers[length]);
-    small_product({s.key_transposed, c, 1}, m, s.value, e, length, s.state, e, e, true);
+    small_product({s.key, c, 1}, m, s.value, e, length, s.state, e, e, true);
 }
 
 static void attend_segment(const Decoder &d, const Layer &layer, const Projected &p,
                            const Segment &segment, int64_t head, const float *state, float *next,
                            const HeadScratch &s) {
-    const int64_t e = whole_vectors(d.value_dim), m = d.num_features, dim = d.head_dim;
+    const int64_t e = whole_vectors(d.head_dim), m = d.num_features, dim = d.head_dim;
     const bool is_normalised = d.value_dim > dim;
+    const float *powers = layer.powers + head * (kChunk + 1);
+    for (int64_t i = 0; i < kChunk; ++i) {
+        s.decays[i] = powers[kChunk - 1 - i];
+        s.decays[kChunk + i] = 0.0f;
+    }
     for (int64_t f = 0; f < m; ++f) {
-        float *row = s.state + f * e;
-        std::memset(row, 0, sizeof(float) * e);
-        std::memcpy(row, state + f * dim, sizeof(float) * dim);
-        if (is_normalised) row[dim] = masses_of(d, state)[f];
+        for_lanes(dim, [&](int64_t j, int64_t n) {
+            store(s.state + f * e + j, load_some(state + f * dim + j, n));
+        });
+        s.masses[f] = is_normalised ? masses_of(d, state)[f] : 0.0f;
     }
     for (int64_t start = 0; start < segment.length; start += kChunk) {
         const int64_t left = segment.length - start;
         attend_chunk(d, layer, p, segment.start + start, left < kChunk ? left : kChunk, head, s);
     }
     for (int64_t f = 0; f < m; ++f) {
-        const float *row = s.state + f * e;
-        std::memcpy(next + f * dim, row, sizeof(float) * dim);
-        if (is_normalised) masses_of(d, next)[f] = row[dim];
+        std::memcpy(next + f * dim, s.state + f * e, sizeof(float) * dim);
+        if (is_normalised) masses_of(d, next)[f] = s.masses[f];
     }
-    if (!is_finite(s.state, m * e)) p.spoil(segment.start);
+    if (!is_finite(s.state, m * e) || !is_finite(s.masses, m)) p.spoil(segment.start);
 }

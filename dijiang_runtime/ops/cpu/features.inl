@@ -29,10 +29,14 @@ static inline void small_tile(const Strided &a, const float *b, int64_t ldb, int
     }
 }
 
+// So many sums stay in registers, and are enough to hide how long each takes.
+template <int Vectors>
+constexpr int kSmallRows = kMaxRows < 4 ? kMaxRows : kTileVectors < 4 || Vectors > 2 ? 4 : 8;
+
 template <int Vectors>
 static void small_rows(Strided a, int64_t rows, const float *b, int64_t ldb, int64_t depth, float *c,
                        int64_t ldc, bool accumulate) {
-    constexpr int block = kMaxRows < 4 ? kMaxRows : 4;
+    constexpr int block = kSmallRows<Vectors>;
     int64_t r = 0;
     for (; r + block <= rows; r += block, a.data += block * a.row, c += block * ldc) {
         small_tile<block, Vectors>(a, b, ldb, depth, c, ldc, accumulate);
@@ -42,14 +46,34 @@ static void small_rows(Strided a, int64_t rows, const float *b, int64_t ldb, int
     }
 }
 
+template <int Vectors = kTileVectors>
+static void small_columns(int64_t vectors, const Strided &a, int64_t rows, const float *b, int64_t ldb,
+                          int64_t depth, float *c, int64_t ldc, bool accumulate) {
+    if (vectors == Vectors) {
+        small_rows<Vectors>(a, rows, b, ldb, depth, c, ldc, accumulate);
+    } else if constexpr (Vectors > 1) {
+        small_columns<Vectors - 1>(vectors, a, rows, b, ldb, depth, c, ldc, accumulate);
+    }
+}
+
 static void small_product(const Strided &a, int64_t rows, const float *b, int64_t ldb, int64_t depth,
                           float *c, int64_t ldc, int64_t columns, bool accumulate = false) {
-    int64_t j = 0;
     constexpr int64_t wide = kTileVectors * kLanes;
-    for (; j + wide <= columns; j += wide) {
-        small_rows<kTileVectors>(a, rows, b + j, ldb, depth, c + j, ldc, accumulate);
+    for (int64_t j = 0; j < columns; j += wide) {
+        const int64_t vectors = (std::min(columns - j, wide) + kLanes - 1) / kLanes;
+        small_columns(vectors, a, rows, b + j, ldb, depth, c + j, ldc, accumulate);
     }
-    for (; j < columns; j += kLanes) small_rows<1>(a, rows, b + j, ldb, depth, c + j, ldc, accumulate);
+}
+
+// to[c][r] = from[r][c] for all rows, and 0 for rows that are missing from a whole vector of them.
+static void transpose(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to,
+                      int64_t to_stride) {
+    for (int64_t r = 0; r < rows; r += kLanes) {
+        for (int64_t c = 0; c < columns; c += kLanes) {
+            transpose_block(from + r * stride + c, stride, std::min(rows - r, kLanes),
+                            std::min(columns - c, kLanes), to + c * to_stride + r, to_stride);
+        }
+    }
 }
 
 // Cosine and sine of each pair of dimensions at a position: [rotary_dim / 2] each.
@@ -87,9 +111,9 @@ static inline void softmax(const float *x, int64_t n, float sign, float *out) {
         store_some(out + i, count, e);
         total = add(total, load_some(out + i, count));
     });
-    const Vec whole = broadcast(sum_lanes(total));
+    const Vec share = broadcast(1.0f / sum_lanes(total));
     for_lanes(n, [&](int64_t i, int64_t count) {
-        store_some(out + i, count, div(load_some(out + i, count), whole));
+        store_some(out + i, count, mul(load_some(out + i, count), share));
     });
 }
 
@@ -106,4 +130,34 @@ static void features(const Decoder &d, const float *projection, const float *hea
             softmax(scratch + r * padded, columns, -1.0f, out + r * out_stride + columns);
         }
     }
+}
+
+// softmax(sign x) of n numbers for each of up to 64 tokens, which are next to each other: x and out
+// [n, kChunk].
+static void softmax_of_tokens(const float *x, int64_t n, float sign, int64_t tokens, float *out) {
+    const Vec s = broadcast(sign);
+    for (int64_t t = 0; t < tokens; t += kLanes) {
+        Vec largest = broadcast(-3.0e38f), total = broadcast(0.0f);
+        for (int64_t i = 0; i < n; ++i) largest = max(mul(s, load(x + i * kChunk + t)), largest);
+        for (int64_t i = 0; i < n; ++i) {
+            const Vec e = exponential(sub(mul(s, load(x + i * kChunk + t)), largest));
+            store(out + i * kChunk + t, e);
+            total = add(total, e);
+        }
+        const Vec share = div(broadcast(1.0f), total);
+        for (int64_t i = 0; i < n; ++i) {
+            store(out + i * kChunk + t, mul(load(out + i * kChunk + t), share));
+        }
+    }
+}
+
+// Features [num_features, kChunk] of a head's tokens [head_dim, kChunk], up to 64 of them, in whole
+// vectors. `scratch` holds [projection columns, kChunk].
+static void features_of_tokens(const Decoder &d, const float *projection, const float *head,
+                               int64_t tokens, float *scratch, float *out) {
+    const int64_t columns = d.projection_columns, whole = whole_vectors(tokens);
+    const Strided directions{projection, 1, whole_vectors(columns)};
+    small_product(directions, columns, head, kChunk, d.head_dim, scratch, kChunk, whole);
+    softmax_of_tokens(scratch, columns, 1.0f, whole, out);
+    if (d.negated_half) softmax_of_tokens(scratch, columns, -1.0f, whole, out + columns * kChunk);
 }

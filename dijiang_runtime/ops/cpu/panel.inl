@@ -102,8 +102,8 @@ static inline Ahead look_ahead(const char *next, int64_t groups, int64_t block, 
 
 // One panel of columns for all rows. The panel stays in the cache from block to block of rows.
 template <class Format>
-static void multiply_panel(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
-                           const Output &out) {
+static void multiply_panel_in_vectors(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
+                                      const Output &out) {
     const char *panel = static_cast<const char *>(m.panels) + index * m.groups * 4 * kPanelColumns;
     const char *next = index + 1 < m.num_panels() ? panel + m.groups * 4 * kPanelColumns : panel;
     const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
@@ -112,4 +112,10 @@ static void multiply_panel(const Matrix &m, int64_t index, const EncodedRows &x,
         multiply_up_to<Format>(end - row, m, panel, index * kPanelColumns, x, row, out,
                                look_ahead(next, m.groups, b, blocks));
     }
+}
+
+template <class Format>
+static void multiply_panel(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
+                           const Output &out) {
+    multiply_panel_in_vectors<Format>(m, index, x, rows, out);
 }

@@ -9,6 +9,7 @@ constexpr int64_t kGroupBytes = 4 * kPanelColumns;   // Of one group of a panel.
 constexpr int64_t kStepGroups = 16;                  // Groups of a panel that are multiplied at once,
 constexpr int64_t kStepBytes = kStepGroups * kGroupBytes;  // their bytes,
 constexpr int64_t kStepInput = 4 * kStepGroups;            // and those of a row.
+constexpr int64_t kFewRows = 4;  // int8: so many wait for the panel alone, and vectors read it faster.
 
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -197,5 +198,7 @@ void multiply_panel<BFloat16Format>(const Matrix &m, int64_t index, const Encode
 template <>
 void multiply_panel<Int8Format>(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
                                 const Output &out) {
-    multiply_panel_in_tiles<Int8Format>(m, index, x, rows, out);
+    const bool is_few = rows <= kFewRows;
+    (is_few ? multiply_panel_in_vectors<Int8Format> : multiply_panel_in_tiles<Int8Format>)(m, index, x,
+                                                                                         rows, out);
 }

@@ -67,6 +67,13 @@ static inline Vec scale_by_power(Vec x, Vec n) {
     return mul(x, {power_of_two(n.a), power_of_two(n.b)});
 }
 
+static inline void transpose_block(const float *from, int64_t stride, int64_t rows, int64_t columns,
+                                   float *to, int64_t to_stride) {
+    for (int64_t c = 0; c < columns; ++c) {
+        for (int64_t r = 0; r < 16; ++r) to[c * to_stride + r] = r < rows ? from[r * stride + c] : 0.0f;
+    }
+}
+
 static inline Word broadcast_word(const void *p) {
     int32_t x;
     std::memcpy(&x, p, sizeof x);

@@ -56,6 +56,38 @@ static inline Vec nearest(Vec a) {
 }
 static inline Vec scale_by_power(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
 
+static inline Vec pairs(Vec a, Vec b, bool upper) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_castpd_ps(upper ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+}
+static inline void transpose_block(const float *from, int64_t stride, int64_t rows, int64_t columns,
+                                   float *to, int64_t to_stride) {
+    Vec row[16], two[16], out[16];
+    for (int i = 0; i < 16; ++i) {
+        row[i] = i < rows ? load_first(from + i * stride, columns) : broadcast(0.0f);
+    }
+    for (int i = 0; i < 16; i += 2) {
+        two[i] = _mm512_unpacklo_ps(row[i], row[i + 1]);
+        two[i + 1] = _mm512_unpackhi_ps(row[i], row[i + 1]);
+    }
+    // Now row[i + c] has, in its quarter q, column 4 q + c of rows i ... i + 3.
+    for (int i = 0; i < 16; i += 4) {
+        for (int c = 0; c < 4; ++c) row[i + c] = pairs(two[i + c / 2], two[i + 2 + c / 2], c % 2);
+    }
+    constexpr int even = 0x88, odd = 0xdd;
+    for (int c = 0; c < 4; ++c) {
+        const Vec a = _mm512_shuffle_f32x4(row[c], row[4 + c], even);
+        const Vec b = _mm512_shuffle_f32x4(row[8 + c], row[12 + c], even);
+        out[c] = _mm512_shuffle_f32x4(a, b, even);
+        out[8 + c] = _mm512_shuffle_f32x4(a, b, odd);
+        const Vec x = _mm512_shuffle_f32x4(row[c], row[4 + c], odd);
+        const Vec y = _mm512_shuffle_f32x4(row[8 + c], row[12 + c], odd);
+        out[4 + c] = _mm512_shuffle_f32x4(x, y, even);
+        out[12 + c] = _mm512_shuffle_f32x4(x, y, odd);
+    }
+    for (int64_t c = 0; c < columns; ++c) store(to + c * to_stride, out[c]);
+}
+
 static inline Word broadcast_word(const void *p) {
     int32_t x;
     std::memcpy(&x, p, sizeof x);

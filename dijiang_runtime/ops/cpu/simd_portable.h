@@ -73,6 +73,14 @@ static inline Vec scale_by_power(Vec a, Vec n) {
     return a;
 }
 
+// to[c][r] = from[r][c] for up to 16 rows and columns; rows that are missing are 0.
+static inline void transpose_block(const float *from, int64_t stride, int64_t rows, int64_t columns,
+                                   float *to, int64_t to_stride) {
+    for (int64_t c = 0; c < columns; ++c) {
+        DIJIANG_LANES to[c * to_stride + i] = i < rows ? from[i * stride + c] : 0.0f;
+    }
+}
+
 static inline Word broadcast_word(const void *p) {
     Word r;
     uint32_t x;
