@@ -29,7 +29,7 @@ def test_every_kernel_compiles_and_fits(capability: int, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     kernels = [line.split() for line in done.stdout.splitlines()]
     assert {name for name, *_ in kernels} == {
-        "_linear", "_norm", "_group_norm", "_features", "_step", "_chunk"
+        "_linear", "_norm", "_group_norm", "_features", "step_kernel", "chunk_kernel"
     }  # fmt: skip
     for name, shared, has_code in kernels:
         assert has_code == "True", name

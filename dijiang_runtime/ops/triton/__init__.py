@@ -9,8 +9,10 @@ tuned for a batch size: a row's bits do not depend on who else is in the batch. 
     norm.py         layer norm, RMS norm, and the group norm of a read-out with its gate
     heads.py        a head from its projection to its features
     features.py     the feature map over the tokens of prompts
-    step.py         one token of every row: features, state, read-out, norm and gate in one pass
+    step.py         one token of every row, in one launch
+    step_kernel.py  what it launches: features, state, read-out, norm and gate in one pass
     chunk.py        parts of several prompts in one launch, each from its own state
+    chunk_kernel.py what it launches: one part, chunk by chunk
 
 With TRITON_INTERPRET=1 they run on the CPU, slowly; that is how they are tested without a GPU.
 Importing this package imports Triton.
