@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from dijiang_runtime.engine.messages import EngineInfo, EngineStats, StepDone
-from dijiang_runtime.engine.stream import RequestStream, StreamTable
+from dijiang_runtime.engine.stream import RequestStream
+from dijiang_runtime.engine.stream_table import StreamTable
 from dijiang_runtime.errors import EngineDeadError
 from dijiang_runtime.request import Request
 

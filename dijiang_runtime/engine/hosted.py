@@ -13,7 +13,7 @@ from dijiang_runtime.engine.messages import (
     decode_host_message,
     encode,
 )
-from dijiang_runtime.engine.stream import StreamTable
+from dijiang_runtime.engine.stream_table import StreamTable
 from dijiang_runtime.errors import EngineDeadError
 
 

@@ -19,7 +19,7 @@ from dijiang_runtime.engine.messages import (
     Shutdown,
     StepDone,
 )
-from dijiang_runtime.engine.stream import StreamTable
+from dijiang_runtime.engine.stream_table import StreamTable
 from dijiang_runtime.errors import EngineDeadError
 
 logger = logging.getLogger(__name__)

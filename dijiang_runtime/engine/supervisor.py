@@ -7,7 +7,7 @@ import logging
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.child import EngineChild
 from dijiang_runtime.engine.handle import EngineHandle
-from dijiang_runtime.engine.stream import StreamTable
+from dijiang_runtime.engine.stream_table import StreamTable
 from dijiang_runtime.errors import DiJiangError, EngineDeadError, ModelLoadError
 
 logger = logging.getLogger(__name__)

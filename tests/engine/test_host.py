@@ -23,7 +23,8 @@ from dijiang_runtime.engine.messages import (
     decode_host_message,
     encode,
 )
-from dijiang_runtime.engine.stream import RequestStream, StreamTable
+from dijiang_runtime.engine.stream import RequestStream
+from dijiang_runtime.engine.stream_table import StreamTable
 from dijiang_runtime.errors import EngineDeadError, EngineOverloadedError, NumericalError
 from dijiang_runtime.request import FinishReason, RequestError, RequestOutput
 from tests.engine.requests import make_request

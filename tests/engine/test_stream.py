@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from dijiang_runtime.engine.messages import Abort, AddRequest, ClientMessage, EngineInfo
-from dijiang_runtime.engine.stream import RequestStream, StreamTable, to_exception
+from dijiang_runtime.engine.stream import RequestStream, to_exception
+from dijiang_runtime.engine.stream_table import StreamTable
 from dijiang_runtime.errors import (
     EngineDeadError,
     EngineOverloadedError,
