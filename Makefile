@@ -105,6 +105,14 @@ format: $(TEST_READY) ## Format the code and apply ruff's safe fixes
 bench: $(RUNTIME_READY) ## Measure decode by batch and position, and prefill. ARGS= passes options
 	@$(BIN)/dijiang bench $(ARGS)
 
+# The plugin warns where there is nothing to compare with, or only another machine's results.
+BENCHMARK_OPTIONS := --benchmark-autosave --benchmark-columns=min,median,iqr,rounds \
+	--benchmark-sort=name -W default::pytest_benchmark.logger.PytestBenchmarkWarning
+
+.PHONY: benchmark
+benchmark: $(TEST_READY) ## Run the small benchmark set; compare with ARGS='--benchmark-compare'
+	$(BIN)/python -m pytest tests/bench/test_benchmarks.py -m benchmark $(BENCHMARK_OPTIONS) $(ARGS)
+
 .PHONY: simulate
 simulate: $(TEST_READY) ## Simulate a million requests with faults, checking every step. ARGS= passes options
 	$(BIN)/python -m tests.simulation $(ARGS)
