@@ -17,7 +17,7 @@ from server.config import ServerConfig
 from server.listening import listen, listen_for_probes, url_of
 from server.starting import configure_logging, loop_factory, start_engine
 from server.tls import tls_context
-from server.workers.pool import serve_with_workers
+from server.workers.serve import serve_with_workers
 
 
 def run_server(config: ServerConfig, engine_config: EngineConfig) -> int:

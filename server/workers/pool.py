@@ -1,4 +1,4 @@
-"""The main process of a server with several workers: it listens, and keeps them running."""
+"""The workers of a server: they are kept running, and given the connections that come."""
 
 import asyncio
 import contextlib
@@ -7,21 +7,15 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Coroutine
 from pathlib import Path
 
-from dijiang_runtime.engine.client import EngineHost, EngineProcess
+from dijiang_runtime.engine.client import EngineHost
 from dijiang_runtime.errors import EngineDeadError
 from server.config import ServerConfig
-from server.garbage import collect_when_quiet
-from server.http_server import FLUSH_SECONDS, on_signals
+from server.http_server import FLUSH_SECONDS
 from server.key_places import LocalKeyPlaces
-from server.listening import listen, listen_for_probes, url_of
-from server.starting import start_engine
-from server.tls import tls_context
 from server.workers.child import WorkerChild
-from server.workers.messages import FOR_API, FOR_PROBES, WorkerStart
-from server.workers.metrics_folder import MetricsFolder
+from server.workers.messages import WorkerStart
 
 logger = logging.getLogger(__name__)
 
@@ -40,51 +34,6 @@ LEAVE_SECONDS = 2.0
 ACCEPTS_AT_ONCE = 64
 RETRY_SECONDS = 0.05
 OUT_OF_DESCRIPTORS_SECONDS = 1.0
-
-
-async def serve_with_workers(engine: EngineProcess, config: ServerConfig) -> int:
-    """Serve an engine that has not been started yet through `config.api_workers` processes.
-
-    Raises:
-        ConfigError: the address cannot be listened on, or the certificate not be used.
-        ModelLoadError: the model folder's tokenizer or template is not usable.
-    """
-    tls = tls_context(config)
-    listener, probe_listener = listen(config), listen_for_probes(config)
-    listeners = {FOR_API: listener}
-    if probe_listener is not None:
-        listeners[FOR_PROBES] = probe_listener
-    host = EngineHost(engine)
-    with MetricsFolder() as folder:
-        pool = WorkerPool(host, config, folder, listeners)
-        working = asyncio.create_task(pool.run())
-        start = start_engine(engine, url_of(listener, tls), config, beside=pool.wait_up())
-        running = asyncio.create_task(_run_engine(engine, host, start))
-        try:
-            with on_signals(pool.stop, pool.reload):
-                await asyncio.wait({working, running}, return_when=asyncio.FIRST_COMPLETED)
-                if running.done() and (failure := running.exception()):
-                    logger.error("The engine cannot go on: %s", failure)
-                    pool.fail()
-                await working
-        finally:
-            for task in (working, running):
-                task.cancel()
-            await asyncio.gather(working, running, return_exceptions=True)
-            await engine.stop()
-    return pool.exit_status
-
-
-async def _run_engine(
-    engine: EngineProcess, host: EngineHost, start: Coroutine[None, None, None]
-) -> None:
-    """Start the engine and stay with it. Ends only by raising: the engine is past help."""
-    await start
-    collecting = asyncio.create_task(collect_when_quiet(lambda: host.num_running))
-    try:
-        await engine.wait_failed()
-    finally:
-        collecting.cancel()
 
 
 class WorkerPool:
