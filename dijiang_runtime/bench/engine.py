@@ -19,7 +19,12 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import RequestFailedError
-from dijiang_runtime.models.serving import ServingModel, decoder_of, record_steps
+from dijiang_runtime.models.serving import (
+    ServingModel,
+    decoder_of,
+    logit_kernels,
+    record_steps,
+)
 from dijiang_runtime.request import Request, SamplingParams
 
 NEAR, FAR = 100, 100_000
@@ -58,8 +63,9 @@ class Bench:
             model.config.state, max(*options.batches, 2), device, model.num_pending_tokens
         )
         recorded = record_steps(model, self._pool.states, self._pool.scratch)
+        sampler = Sampler((), logit_kernels(model))
         # A prompt is timed without the decode that would be begun after it.
-        self._runner = runner = ModelRunner(recorded, self._pool, Sampler(()))
+        self._runner = runner = ModelRunner(recorded, self._pool, sampler)
         self._looks_ahead = options.looks_ahead
         if self._looks_ahead is None:
             self._looks_ahead = device.type == "cuda"

@@ -16,7 +16,12 @@ from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.grammar import GrammarCompiler
-from dijiang_runtime.models.serving import ServingModel, decoder_of, record_steps
+from dijiang_runtime.models.serving import (
+    ServingModel,
+    decoder_of,
+    logit_kernels,
+    record_steps,
+)
 from dijiang_runtime.request import Grammar, GrammarKind, Request, SamplingParams
 from dijiang_runtime.tokenizer import Tokenizer
 
@@ -52,7 +57,7 @@ class NeighboursBench:
         device = decoder_of(model).embed_tokens.weight.device
         pool = StatePool(model.config.state, batch, device, model.num_pending_tokens)
         recorded = record_steps(model, pool.states, pool.scratch)
-        self._runner = ModelRunner(recorded, pool, Sampler(()))
+        self._runner = ModelRunner(recorded, pool, Sampler((), logit_kernels(model)))
         *self._opening, self._letter = tokenizer.encode('{"name": "a', add_special_tokens=False)
         eos = tokenizer.eos_ids or (0,)
         self._compiler = GrammarCompiler(tokenizer, model.config.vocab_size, eos)

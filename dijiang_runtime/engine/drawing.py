@@ -19,25 +19,7 @@ from torch import Tensor
 from dijiang_runtime.engine.exact import blocks, largest_weight
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.transfers import take_rows, to_device
-from dijiang_runtime.ops.cpu import sampling
 from dijiang_runtime.request import SamplingParams
-
-
-def draw(
-    logits: Tensor, rows: Seq[int], params: Seq[SamplingParams], uniforms: Seq[float]
-) -> list[int]:
-    """Draw one token from each of some rows, at temperatures above 0.
-
-    Args:
-        logits: Shape [n, V], float32. Left as it is.
-        rows: Which of them.
-        params: Parameters of each of those.
-        uniforms: One number in [0, 1) for each of those.
-    """
-    if sampling.can_read(logits):
-        return sampling.draw(logits, rows, params, uniforms)
-    drawn: list[int] = draw_in_torch(take_rows(logits, list(rows)), params, uniforms).tolist()
-    return drawn
 
 
 def draw_in_torch(logits: Tensor, params: Seq[SamplingParams], uniforms: Seq[float]) -> Tensor:

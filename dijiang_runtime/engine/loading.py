@@ -18,7 +18,12 @@ from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.packed import num_parameters
 from dijiang_runtime.models.packed_folder import mapped_bytes
-from dijiang_runtime.models.serving import decoder_of, load_for_serving, record_steps
+from dijiang_runtime.models.serving import (
+    decoder_of,
+    load_for_serving,
+    logit_kernels,
+    record_steps,
+)
 from dijiang_runtime.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -89,7 +94,7 @@ def load(config: EngineConfig) -> LoadedEngine:
         num_slots,
         info.state_bytes_total / _MIB,
     )
-    runner = ModelRunner(model, pool, Sampler(eos_token_ids))
+    runner = ModelRunner(model, pool, Sampler(eos_token_ids, logit_kernels(model)))
     looks_ahead = config.async_scheduling and device.type == "cuda" and not num_pending
     return LoadedEngine(LookAheadRunner(runner) if looks_ahead else runner, tokenizer, info)
 

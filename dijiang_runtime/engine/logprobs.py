@@ -14,7 +14,7 @@ from dijiang_runtime.engine.exact import log_sum_exp
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence
 from dijiang_runtime.engine.transfers import to_device, to_host
-from dijiang_runtime.ops.cpu import sampling
+from dijiang_runtime.ops.cpu.sampling import LogitKernels
 from dijiang_runtime.ops.linear import CHUNK_TILE
 
 
@@ -30,7 +30,12 @@ class LogprobTensors(NamedTuple):
 
 
 def raw_logprobs(
-    logits: Tensor, token_ids: Seq[int], num_top: Seq[int], rows: Seq[int] | None = None
+    logits: Tensor,
+    token_ids: Seq[int],
+    num_top: Seq[int],
+    rows: Seq[int] | None = None,
+    *,
+    kernels: LogitKernels | None,
 ) -> list[RawLogprobs]:
     """Report the logprob of one token in each row, and of the likeliest tokens there.
 
@@ -39,15 +44,16 @@ def raw_logprobs(
         token_ids: The token of each row.
         num_top: How many of the likeliest tokens to report for each row; at most V are.
         rows: Which rows; all of them where it is None.
+        kernels: Those for logits on the CPU. None: torch does it.
     """
-    if not sampling.can_read(logits):
+    if kernels is None or not kernels.can_read(logits):
         logits = logits if rows is None else logits[list(rows)]
         ids = to_device(np.asarray(token_ids, dtype=np.int64), logits.device)
         found = to_host(*logprob_tensors(logits, ids, max(num_top)))
         return as_reported(token_ids, num_top, LogprobTensors(*found))
     most = min(max(num_top), logits.shape[1])
     places = range(len(logits)) if rows is None else rows
-    return _as_reported(token_ids, num_top, *sampling.logprobs(logits, places, token_ids, most))
+    return _as_reported(token_ids, num_top, *kernels.logprobs(logits, places, token_ids, most))
 
 
 def logprob_tensors(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:
@@ -65,7 +71,10 @@ def as_reported(token_ids: Seq[int], num_top: Seq[int], found: LogprobTensors) -
 
 
 def chunk_logprobs(
-    sequence: Sequence, hidden: Tensor, logits_of: Callable[[Tensor], Tensor]
+    sequence: Sequence,
+    hidden: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
+    kernels: LogitKernels | None,
 ) -> list[RawLogprobs]:
     """What a prompt chunk says of the prompt tokens after its own, one tile at a time.
 
@@ -73,6 +82,7 @@ def chunk_logprobs(
         sequence: Whose chunk is the next that is not committed.
         hidden: The chunk's final hidden states. Shape [n, D].
         logits_of: Gives the logits of a whole tile, or of the ragged end of a prompt.
+        kernels: As for `raw_logprobs`.
     """
     request, start = sequence.request, sequence.num_computed_tokens
     # The last row of the prompt predicts the first output token.
@@ -83,7 +93,8 @@ def chunk_logprobs(
         num_used = min(len(tile), num_rows - first)
         next_ids = request.prompt_token_ids[start + first + 1 :][:num_used]
         num_top = [request.sampling.prompt_logprobs] * num_used
-        logprobs.extend(raw_logprobs(logits_of(tile)[:num_used], next_ids, num_top))
+        logits = logits_of(tile)[:num_used]
+        logprobs.extend(raw_logprobs(logits, next_ids, num_top, kernels=kernels))
     return logprobs
 
 

@@ -18,12 +18,12 @@ from dijiang_runtime.engine.grammar import GrammarState, fill_masks
 from dijiang_runtime.engine.logprobs import chunk_logprobs
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
-from dijiang_runtime.engine.sequence import SampledToken, StepResult
+from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, Sequence, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.engine.transfers import take_rows
 from dijiang_runtime.errors import NumericalError, RequestFailedError
 from dijiang_runtime.models.serving import ServingModel
-from dijiang_runtime.ops.cpu import sampling
+from dijiang_runtime.ops.cpu.sampling import LogitKernels
 from dijiang_runtime.ops.linear import CHUNK_TILE, row_tiles
 from dijiang_runtime.request import NO_LOGPROBS, RequestError
 
@@ -103,7 +103,9 @@ class ModelRunner:
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         prompts = range(batch.num_decodes, len(items))
         prompt_logprobs = {
-            i: chunk_logprobs(items[i].sequence, hidden[batch.rows[i]], self._chunk_logits)
+            i: chunk_logprobs(
+                items[i].sequence, hidden[batch.rows[i]], self._chunk_logits, self._sampler.kernels
+            )
             for i in prompts
             if items[i].sequence.request.sampling.prompt_logprobs != NO_LOGPROBS
         }
@@ -160,10 +162,10 @@ class ModelRunner:
             rows: The rows of each item, in `hidden`.
         """
         states_are = batch.recurrence.finite_rows()
-        if sampling.can_read(hidden):
-            pairs = zip(_finite_rows(hidden), states_are.tolist(), strict=True)
+        if (kernels := self._sampler.kernels) is not None and kernels.can_read(hidden):
+            pairs = zip(kernels.scan_rows(hidden)[0], states_are.tolist(), strict=True)
             finite = _finite_items(rows, [hidden_is and state_is for hidden_is, state_is in pairs])
-            return self._sample_on_host(items, rows, wanted, hidden, finite), finite
+            return self._sample_on_host(items, rows, wanted, hidden, finite, kernels), finite
         is_finite = finite_rows(hidden) & states_are
         if not wanted:
             return {}, _finite_items(rows, is_finite.tolist())
@@ -183,13 +185,14 @@ class ModelRunner:
         wanted: list[int],
         hidden: Tensor,
         finite: set[int],
+        kernels: LogitKernels,
     ) -> dict[int, SampledToken]:
         """With the compiled kernels. Takes those with bad logits out of `finite`."""
         wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        logits = self.logits(hidden[[rows[i][-1] for i in wanted]])
-        is_finite, likeliest = sampling.scan_rows(logits, range(len(logits)))
+        logits = self.logits(take_rows(hidden, [rows[i][-1] for i in wanted]))
+        is_finite, likeliest = kernels.scan_rows(logits)
         if not all(is_finite):
             finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
             logits = logits[is_finite]
@@ -208,6 +211,9 @@ class ModelRunner:
         padded = torch.nn.functional.pad(hidden, (0, 0, 0, sum(tiles) - len(hidden)))
         return self._model.logits(padded, tiles)[: len(hidden)]
 
+    def _chunk_logprobs(self, sequence: Sequence, hidden: Tensor) -> list[RawLogprobs]:
+        return chunk_logprobs(sequence, hidden, self._chunk_logits, self._sampler.kernels)
+
     def _chunk_logits(self, tile: Tensor) -> Tensor:
         """Logits of a whole chunk, or of the ragged end of a prompt."""
         if len(tile) == CHUNK_TILE:
@@ -225,11 +231,6 @@ def _with_forks(
         assert fork.source is not None, "a fork has a source"
         rows.append(rows[place[_id(fork.source)]])
     return [*items, *forks], rows
-
-
-def _finite_rows(x: Tensor) -> list[bool]:
-    """Which rows of x [n, V] hold finite values alone, found by the compiled kernels."""
-    return sampling.scan_rows(x, range(len(x)))[0]
 
 
 def _finite_items(rows: Seq[range], is_finite: Seq[bool]) -> set[int]:

@@ -26,7 +26,7 @@ from dijiang_runtime.ops.cpu.library import (
     MatrixStruct,
     NormStruct,
 )
-from dijiang_runtime.ops.cpu.packed import WeightFormat
+from dijiang_runtime.ops.cpu.packed import WeightFormat, multiply_by
 from dijiang_runtime.ops.linear import CHUNK_TILE, Tiles
 
 NUM_PENDING_TOKENS = 3
@@ -73,6 +73,7 @@ class CompiledDecoder:
         self.model = model
         self._kept: list[object] = []  # What the kernels' structures point to.
         self._struct = self._decoder()
+        self._head = self._matrix(model.lm_head)
 
     def hidden(
         self,
@@ -122,8 +123,7 @@ class CompiledDecoder:
         """Return the logits [N, V] of hidden states [N, D]."""
         if self.model.has_projections:
             hidden = self.model.project_out(hidden)
-        logits: Tensor = self.model.lm_head(hidden)
-        return logits
+        return multiply_by(self._head, hidden, self.config.vocab_size, self.context)
 
     def _none_pending(self, num_decodes: int) -> PendingTokens:
         none = torch.zeros(num_decodes, dtype=torch.int64)

@@ -19,10 +19,12 @@ from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.fused import FusedDecoder, is_covered
 from dijiang_runtime.models.graphed import CudaRecorder, GraphedDecoder, sizes_to_record
 from dijiang_runtime.models.loader import cast, load_model
+from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.packed_folder import load_packed, packed_format
 from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.library import Context
 from dijiang_runtime.ops.cpu.packed import WeightFormat
+from dijiang_runtime.ops.cpu.sampling import LogitKernels
 
 DtypeChoice = Literal["auto", "float32", "bfloat16", "int8"]
 
@@ -106,6 +108,17 @@ def serve_in(model: Decoder, device: torch.device, dtype: DtypeChoice) -> tuple[
     if device.type == "cuda" and is_covered(model.config):
         return FusedDecoder(model), chosen
     return model, chosen
+
+
+def logit_kernels(model: ServingModel) -> LogitKernels | None:
+    """The compiled kernels that choose a model's tokens, in the threads that compute it.
+
+    None where torch computes the model, and so chooses them, too.
+    """
+    for module in decoder_of(model).modules():
+        if isinstance(module, PackedLinear):
+            return LogitKernels(module.context or cpu.context())
+    return None
 
 
 def record_steps(model: ServingModel, states: Tensor, scratch: tuple[int, int]) -> ServingModel:

@@ -3,12 +3,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine import loading
 from dijiang_runtime.engine.engine import Engine
+from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.errors import ContextLengthError, ModelLoadError
 from dijiang_runtime.models.loader import load_config
+from dijiang_runtime.ops.cpu.library import targets
 from tests.engine.requests import make_request
 
 MIB = 2**20
@@ -115,3 +118,16 @@ def test_warming_up_leaves_no_trace(make_engine: Callable[..., Engine]) -> None:
 
     assert (stats.prompt_tokens, stats.slots_used, stats.step_seconds) == (0, 0, ())
     assert not engine.has_work
+
+
+@pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
+def test_tokens_are_chosen_in_as_many_threads_as_the_model_is_computed_in(
+    make_engine: Callable[..., Engine],
+) -> None:
+    runner = make_engine(num_threads=2)._runner
+    assert isinstance(runner, ModelRunner)
+
+    assert runner.sampler.kernels is not None
+    assert runner.sampler.kernels.context.num_threads == 2
+    # Torch is left with one: its threads would spin on the cores that the kernels need.
+    assert torch.get_num_threads() == 1

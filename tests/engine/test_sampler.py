@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Sequence as Seq
 
 import msgspec
 import numpy as np
@@ -10,20 +11,40 @@ import pytest
 import torch
 from scipy import stats
 
-from dijiang_runtime.engine.drawing import draw
+from dijiang_runtime.engine.drawing import draw_in_torch
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.engine.sequence import Sequence
-from dijiang_runtime.ops.cpu import sampling
-from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE, targets
+from dijiang_runtime.ops.cpu.library import (
+    NO_TARGET,
+    TARGET_VARIABLE,
+    context,
+    is_available,
+    targets,
+)
+from dijiang_runtime.ops.cpu.sampling import LogitKernels
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import make_request, random_sampling
 
 EOS = (0, 1)
 Row = npt.NDArray[np.float64]
+
+
+def kernels() -> LogitKernels | None:
+    """Those of the target that the test has chosen."""
+    return LogitKernels(context()) if is_available() else None
+
+
+def draw(
+    logits: torch.Tensor, rows: Seq[int], params: Seq[SamplingParams], uniforms: Seq[float]
+) -> list[int]:
+    if (compiled := kernels()) is not None:
+        return compiled.draw(logits, rows, params, uniforms)
+    drawn: list[int] = draw_in_torch(logits[list(rows)], params, uniforms).tolist()
+    return drawn
 
 
 def make_sequence(
@@ -108,7 +129,7 @@ def test_every_row_gets_the_token_of_the_reference(
     expected = [reference_token(x.double().numpy(), sequence) for x, sequence in cases]
     logits = torch.stack([x for x, _ in cases])
 
-    sampled = Sampler(EOS).sample(logits, [sequence for _, sequence in cases])
+    sampled = Sampler(EOS, kernels()).sample(logits, [sequence for _, sequence in cases])
 
     assert [token.token_id for token in sampled] == expected
     # The cases are not all the easy one.
@@ -127,7 +148,7 @@ def test_a_row_is_sampled_the_same_in_any_batch(vocab_size: int, num_threads: in
     try:
         rng = random.Random(5)
         cases = [random_case(rng, vocab_size) for _ in range(60)]
-        sampler = Sampler(EOS)
+        sampler = Sampler(EOS, kernels())
         alone = [sampler.sample(x[None].clone(), [sequence])[0] for x, sequence in cases]
         for size in (2, 17, 60):
             chosen = rng.sample(range(60), size)
@@ -172,7 +193,7 @@ def test_tokens_are_drawn_with_their_probabilities(params: SamplingParams) -> No
 def test_equals_are_kept_and_chosen_by_lowest_id() -> None:
     logits = torch.zeros(1, 1000)
     greedy = make_sequence(SamplingParams(temperature=0.0))
-    assert Sampler(EOS).sample(logits.clone(), [greedy])[0].token_id == 0
+    assert Sampler(EOS, kernels()).sample(logits.clone(), [greedy])[0].token_id == 0
 
     for params in (SamplingParams(top_k=3), SamplingParams(top_p=0.0025)):
         drawn = draw(
@@ -206,7 +227,7 @@ def test_a_flat_distribution_is_cut_correctly_beyond_the_first_prefix() -> None:
 def test_a_row_with_every_token_masked_still_gets_one() -> None:
     params = SamplingParams(max_tokens=5, min_tokens=5, stop_token_ids=tuple(range(10)))
 
-    sampled = Sampler(EOS).sample(torch.randn(1, 10), [make_sequence(params)])
+    sampled = Sampler(EOS, kernels()).sample(torch.randn(1, 10), [make_sequence(params)])
 
     assert 0 <= sampled[0].token_id < 10
 
@@ -222,7 +243,7 @@ def test_only_allowed_tokens_are_chosen_even_where_they_are_all_masked() -> None
     )
     logits = torch.randn(200, 10)
 
-    sampled = Sampler(EOS).sample(
+    sampled = Sampler(EOS, kernels()).sample(
         logits, [make_sequence(msgspec.structs.replace(params, seed=i)) for i in range(200)]
     )
 
@@ -242,7 +263,7 @@ def test_the_last_token_of_a_bad_word_is_not_chosen_after_the_others(
     # Likeliest are 9, 8, 7; a prompt is no output.
     params = SamplingParams(temperature=0.0, bad_words=((1, 2, 9), (8, 9), (8, 8)))
 
-    [sampled] = Sampler(EOS).sample(logits, [make_sequence(params, [1, 2, 8], output)])
+    [sampled] = Sampler(EOS, kernels()).sample(logits, [make_sequence(params, [1, 2, 8], output)])
 
     assert sampled.token_id == expected
 
@@ -251,7 +272,7 @@ def test_the_last_token_of_a_bad_word_is_not_chosen_after_the_others(
 def test_a_bad_word_of_one_token_is_never_chosen() -> None:
     params = SamplingParams(temperature=0.0, bad_words=((9,), (8,)))
 
-    [sampled] = Sampler(EOS).sample(torch.arange(10.0)[None], [make_sequence(params)])
+    [sampled] = Sampler(EOS, kernels()).sample(torch.arange(10.0)[None], [make_sequence(params)])
 
     assert sampled.token_id == 7
 
@@ -264,7 +285,7 @@ def test_logprobs_are_the_models_own_whatever_the_parameters() -> None:
         temperature=0.0, logit_bias={42: 100.0}, repetition_penalty=2.0, logprobs=3
     )
 
-    [sampled] = Sampler(EOS).sample(logits.clone(), [make_sequence(params)])
+    [sampled] = Sampler(EOS, kernels()).sample(logits.clone(), [make_sequence(params)])
 
     assert sampled.token_id == 42
     assert sampled.logprobs is not None
@@ -286,7 +307,7 @@ def test_logprobs_of_a_large_vocabulary_are_those_of_float64(
     logits[2, 5] = 200.0  # All others weigh nothing beside it.
     expected = torch.log_softmax(logits.double(), dim=-1)
 
-    reported = raw_logprobs(logits, [0, 50_303, 5], [num_top] * 3)
+    reported = raw_logprobs(logits, [0, 50_303, 5], [num_top] * 3, kernels=kernels())
 
     for row, token_id, truth in zip(reported, (0, 50_303, 5), expected, strict=True):
         assert row.logprob == pytest.approx(truth[token_id].item(), abs=1e-5)
@@ -308,7 +329,7 @@ def test_a_mask_leaves_the_tokens_whose_bit_is_set(
     expected = np.where(allowed, row.numpy(), -np.inf)
 
     mask = TokenMask.of(allowed.nonzero()[0].tolist(), len(row))
-    sampling.mask(row, mask.address)
+    LogitKernels(context()).mask(row, mask.address)
 
     assert row.numpy().tolist() == expected.tolist()
 
@@ -324,7 +345,7 @@ def test_rows_that_are_not_finite_are_found_wherever_the_value_is(
     logits[3, 17] = -torch.inf
     logits[5, :] = torch.finfo(torch.float32).max
 
-    found, _ = sampling.scan_rows(logits, range(len(logits)))
+    found, _ = LogitKernels(context()).scan_rows(logits)
 
     assert found == [False, True, False, False, True, True, True, True]
     assert found == logits.isfinite().all(dim=1).tolist()
@@ -341,8 +362,8 @@ def test_the_likeliest_token_is_found_wherever_it_is_the_first_among_equals(
     logits[0] = torch.finfo(torch.float32).min
     logits[1, -1] = 5000
 
-    finite, likeliest = sampling.scan_rows(logits, range(len(logits)))
-    _, some = sampling.scan_rows(logits, [7, 0, 7])
+    finite, likeliest = LogitKernels(context()).scan_rows(logits)
+    _, some = LogitKernels(context()).scan_rows(logits, [7, 0, 7])
 
     assert all(finite)
     assert likeliest == logits.numpy().argmax(axis=1).tolist()
@@ -351,7 +372,7 @@ def test_the_likeliest_token_is_found_wherever_it_is_the_first_among_equals(
 
 @pytest.mark.usefixtures("implementation")
 def test_each_row_reports_as_many_alternatives_as_it_asked_for() -> None:
-    reported = raw_logprobs(torch.randn(3, 10), [0, 1, 2], [0, 4, 2])
+    reported = raw_logprobs(torch.randn(3, 10), [0, 1, 2], [0, 4, 2], kernels=kernels())
 
     assert [len(row.top_ids) for row in reported] == [0, 4, 2]
 
@@ -362,7 +383,7 @@ def test_nothing_is_read_back_before_all_is_launched() -> None:
     cases = [random_case(rng, 400) for _ in range(60)]
     logits = torch.stack([x for x, _ in cases]).to("meta")
 
-    pending = Sampler(EOS).on_device.launch(logits, [sequence for _, sequence in cases])
+    pending = Sampler(EOS, kernels()).on_device.launch(logits, [sequence for _, sequence in cases])
 
     assert pending.token_ids.shape == pending.is_finite.shape == (60,)
     assert pending.logprobs is not None
@@ -373,12 +394,12 @@ def test_a_row_that_is_not_finite_is_reported_and_its_neighbours_get_their_token
     rng = random.Random(9)
     cases = [random_case(rng, 400) for _ in range(40)]
     logits, sequences = torch.stack([x for x, _ in cases]), [s for _, s in cases]
-    expected, *_ = Sampler(EOS).on_device.launch(logits.clone(), sequences).read()
+    expected, *_ = Sampler(EOS, kernels()).on_device.launch(logits.clone(), sequences).read()
     bad = {3: torch.nan, 4: torch.inf, 17: -torch.inf}
     for row, value in bad.items():
         logits[row, 5] = value
 
-    tokens, is_finite, _ = Sampler(EOS).on_device.launch(logits, sequences).read()
+    tokens, is_finite, _ = Sampler(EOS, kernels()).on_device.launch(logits, sequences).read()
 
     assert is_finite == [i not in bad for i in range(40)]
     assert all(tokens[i] == expected[i] for i in range(40) if i not in bad)

@@ -15,7 +15,7 @@ from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import random_requests
 from tests.engine.test_determinism import FAMILIES, run_alone, run_together
 from tests.engine.test_lookahead import plain_requests
-from tests.engine.test_sampler import EOS, random_case
+from tests.engine.test_sampler import EOS, kernels, random_case
 
 pytestmark = pytest.mark.gpu
 
@@ -89,7 +89,7 @@ def test_the_device_draws_the_tokens_that_the_cpu_draws(vocab_size: int) -> None
     cases = [random_case(rng, vocab_size) for _ in range(100)]
     logits, sequences = torch.stack([x for x, _ in cases]), [sequence for _, sequence in cases]
 
-    theirs = Sampler(EOS).sample(logits.clone(), sequences)
+    theirs = Sampler(EOS, kernels()).sample(logits.clone(), sequences)
     ours = Sampler(EOS).sample(logits.cuda(), sequences)
 
     assert [token.token_id for token in ours] == [token.token_id for token in theirs]

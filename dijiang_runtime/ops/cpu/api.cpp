@@ -117,6 +117,7 @@ void dijiang_logprobs(Context *c, const LogprobQuery *query) {
     c->kernels.logprobs(c->team, c->workspace, *query);
 }
 
+// Of all rows where `rows` is null.
 void dijiang_scan_rows(Context *c, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
                        uint8_t *finite, int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());

@@ -120,15 +120,15 @@ def multiply(x: Tensor, matrix: PackedMatrix, using: Context | None = None) -> T
 
     A row's bits depend neither on the number of rows nor on the number of threads.
     """
-    chosen = using or context()
+    return multiply_by(matrix.struct(), x, matrix.out_features, using or context())
+
+
+def multiply_by(matrix: MatrixStruct, x: Tensor, out_features: int, using: Context) -> Tensor:
+    """The same with a matrix as the kernels know it. Whoever made it keeps its arrays alive."""
     x = x.float().contiguous()
-    out = torch.empty(len(x), matrix.out_features)
-    chosen.kernels.dijiang_multiply(
-        chosen.handle,
-        ctypes.byref(matrix.struct()),
-        x.data_ptr(),
-        len(x),
-        matrix.in_features,
-        out.data_ptr(),
+    rows, in_features = x.shape
+    out = torch.empty(rows, out_features)
+    using.kernels.dijiang_multiply(
+        using.handle, ctypes.byref(matrix), x.data_ptr(), rows, in_features, out.data_ptr()
     )
     return out

@@ -259,7 +259,7 @@ static void scan_row(const float *x, int64_t n, uint8_t *finite, int64_t *likeli
 static void scan_rows(Team &team, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
                       uint8_t *finite, int64_t *likeliest) {
     team.for_each(num_rows, [&](int64_t i, int) {
-        scan_row(x + rows[i] * n, n, finite + i, likeliest + i);
+        scan_row(x + (rows ? rows[i] : i) * n, n, finite + i, likeliest + i);
     });
 }
 
