@@ -5,19 +5,18 @@ trusts whoever may send one. A model without a template is a base model, which c
 `DEFAULT_TEMPLATE`.
 """
 
-import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from dijiang_runtime.errors import InvalidRequestError, ModelLoadError
 from dijiang_runtime.tokenizer import Tokenizer
 from server.errors import UnsupportedParameterError
+from server.template_environment import compile_template, variables_of
 
 Message = dict[str, Any]
 
@@ -79,8 +78,8 @@ class ChatTemplate:
         # The default template means no special token at all, so none has to be told apart.
         self._special = None if source is None else _special_pattern(tokenizer.special_tokens)
         self._knows_developer = source is not None and "developer" in source
-        self._template = _compile(self.source)
-        self.knows_tools = "tools" in _variables(self.source)
+        self._template = compile_template(self.source)
+        self.knows_tools = "tools" in variables_of(self.source)
 
     @classmethod
     def of_model(cls, tokenizer: Tokenizer) -> Self:
@@ -241,48 +240,3 @@ def _before(end: str, text: str) -> str:
 def _special_pattern(tokens: Sequence[str]) -> re.Pattern[str] | None:
     """Splits a text into ordinary pieces at even places and special tokens at odd ones."""
     return re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
-
-
-def _variables(source: str) -> set[str]:
-    """What a template reads that it does not set itself."""
-    return meta.find_undeclared_variables(_environment().parse(source))
-
-
-def _compile(source: str) -> Template:
-    return _environment().from_string(source)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """With the settings, filters and functions that templates on the Hugging Face Hub rely on."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML, which a prompt is not."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
