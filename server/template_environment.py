@@ -1,4 +1,4 @@
-"""The Jinja that chat templates are written in. A template is a program, so it runs in a sandbox."""
+"""The Jinja that chat templates are written in. They are programs, so they run in a sandbox."""
 
 import datetime
 import json
