@@ -5,7 +5,8 @@ from collections import defaultdict
 import msgspec
 
 from dijiang_runtime.request import PositionLogprobs, RequestOutput
-from server.generation import Choice, Generation
+from server.choices import Choice
+from server.generation import Generation
 from server.protocol.chat import (
     AssistantMessage,
     ChatChoice,

@@ -16,9 +16,10 @@ from dijiang_runtime.engine.messages import EngineInfo
 from dijiang_runtime.errors import ContextLengthError, EngineDeadError
 from dijiang_runtime.request import Grammar
 from dijiang_runtime.tokenizer import LONG_TEXT
+from server.choices import Choice
 from server.context import ServerContext
 from server.errors import UnsupportedMediaTypeError
-from server.generation import Choice, Generation
+from server.generation import Generation
 from server.lifecycle import client_left, run_for_client
 from server.middleware import record_of
 from server.protocol.common import MaybeUsage, RequestModel, parse_body

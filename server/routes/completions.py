@@ -9,8 +9,9 @@ from dijiang_runtime.request import (
     SamplingParams,
 )
 from server.bad_words import tokenize_words
+from server.choices import best_choices
 from server.context import ContextDep, ServerContext
-from server.generation import Generation, best_choices, make_requests
+from server.generation import Generation, make_requests
 from server.protocol.completions import (
     DEFAULT_MAX_TOKENS,
     CompletionRequest,

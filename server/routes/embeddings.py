@@ -7,8 +7,9 @@ from starlette.responses import Response
 
 from dijiang_runtime.errors import ContextLengthError, InvalidRequestError
 from dijiang_runtime.request import SamplingParams
+from server.choices import Choice
 from server.context import ContextDep, ServerContext
-from server.generation import Choice, Generation, deadline_of, make_requests
+from server.generation import Generation, deadline_of, make_requests
 from server.lifecycle import client_left, run_for_client
 from server.middleware import RequestRecord, record_of
 from server.protocol.embeddings import (

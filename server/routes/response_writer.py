@@ -6,8 +6,9 @@ from typing import Any, Literal
 import msgspec
 
 from dijiang_runtime.request import FinishReason, PositionLogprobs, RequestOutput
+from server.choices import Choice
 from server.errors import ErrorBody
-from server.generation import Choice, Generation
+from server.generation import Generation
 from server.protocol.logprobs import ChatTokenLogprob, chat_logprobs
 from server.protocol.response_objects import (
     FunctionCall,
