@@ -2,28 +2,19 @@
 
 import contextlib
 import json
-import os
-import re
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from server.commands.bench import check_dtype
+from server.commands.bench_server import running_server
 from server.commands.common import fail, log_plainly, model_folder
 
-if TYPE_CHECKING:
-    import psutil
-
-START_SECONDS = 120.0
 STREAM_SECONDS = 120.0
 PROMPT = (1, 2, 3)
 CLOCK_SECONDS = 1e-6
@@ -127,33 +118,6 @@ def bench_http(
     print_result(result)
 
 
-@dataclass(frozen=True, slots=True)
-class RunningServer:
-    """A server under test."""
-
-    url: str
-    pid: int
-    ready_seconds: float
-    """From the start of its process until it was ready."""
-
-    def cpu_seconds(self) -> dict[str, float]:
-        """What its processes have computed, those for the API alone: the engine is left out."""
-        import psutil
-
-        main = psutil.Process(self.pid)
-        children = main.children()
-        workers = [child for child in children if "server.workers.process" in child.cmdline()]
-        if not workers:
-            return {"API process": _cpu_seconds(main)}
-        return {"main process": _cpu_seconds(main), "workers": sum(map(_cpu_seconds, workers))}
-
-
-def _cpu_seconds(process: "psutil.Process") -> float:
-    times = process.cpu_times()
-    seconds: float = times.user + times.system
-    return seconds
-
-
 @contextlib.contextmanager
 def random_folder(shape: str) -> Iterator[Path]:
     """A model folder of a published shape, removed in the end."""
@@ -163,38 +127,6 @@ def random_folder(shape: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="dijiang-bench-") as folder:
         write_random_folder(shape_config(shape), Path(folder))
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def running_server(folder: Path, flags: list[str]) -> Iterator[RunningServer]:
-    """A server that is ready."""
-    command = [sys.executable, "-m", "server.cli", "serve", str(folder), "--port=0", *flags]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        started = time.perf_counter()
-        server = subprocess.Popen(command, stderr=log)
-        try:
-            url = wait_ready(server, log.fileno())
-            yield RunningServer(url, server.pid, time.perf_counter() - started)
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def wait_ready(server: subprocess.Popen[bytes], log: int) -> str:
-    """The address of a server, once it answers that it is ready."""
-    import httpx
-
-    deadline = time.perf_counter() + START_SECONDS
-    url = None
-    while time.perf_counter() < deadline and server.poll() is None:
-        if url is None:
-            text = os.pread(log, 65536, 0).decode(errors="replace")
-            found = re.search(r"Listening on (http://\S+),", text)
-            url = found[1] if found else None
-        elif httpx.get(f"{url}/readyz").status_code == 200:
-            return url
-        time.sleep(0.005)
-    fail("the server did not become ready:\n" + os.pread(log, 65536, 0).decode(errors="replace"))
 
 
 def through_http(url: str, num_streams: int, num_tokens: int) -> Times:
