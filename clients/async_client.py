@@ -8,17 +8,16 @@ async with AsyncClient("http://127.0.0.1:8000") as client:
 
 import asyncio
 import contextlib
-import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
 from clients import wire
-from clients.client import LINGER_SECONDS
+from clients.async_stream import AsyncStream, by, read_error_body, read_whole
 from clients.errors import ClientError, ServerUnreachableError, error_from_response
 from clients.http import (
     DEFAULT_BASE_URL,
@@ -26,84 +25,15 @@ from clients.http import (
     check_event_stream,
     lift_read_timeout,
     parse_base_url,
-    reading_errors,
     request_headers,
     sending_errors,
 )
-from clients.messages import Answer, Delta, Message, Model, Sampling, Tokens
+from clients.messages import Answer, Message, Model, Sampling, Tokens
 from clients.retries import DEFAULT_RETRIES, Retries
-from clients.timeouts import DEFAULT_TIMEOUTS, Deadlines, Limit, Timeouts
-from clients.wire import AnswerDecoder, Call
+from clients.timeouts import DEFAULT_TIMEOUTS, Deadlines, Timeouts
+from clients.wire import Call
 
 T = TypeVar("T")
-
-
-class AsyncStream:
-    """The deltas of one streamed answer, to be iterated once.
-
-    Leaving its `async with` block, or cancelling the task that reads it, closes the connection,
-    which stops the answer on the server.
-    """
-
-    def __init__(self, response: httpx.Response, deadlines: Deadlines, sent: float) -> None:
-        self._response = response
-        self._deltas = self._read(deadlines, sent)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        await self._deltas.aclose()
-        await self._response.aclose()
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self
-
-    async def __anext__(self) -> Delta:
-        """The next delta. Raises what the iteration of a `Stream` raises."""
-        return await anext(self._deltas)
-
-    async def _read(self, deadlines: Deadlines, sent: float) -> AsyncGenerator[Delta]:
-        decoder = AnswerDecoder()
-        limit = deadlines.first_token(sent)
-        async with contextlib.aclosing(self._response):
-            chunks = self._response.aiter_bytes()
-            while not decoder.is_done:
-                if (chunk := await read_chunk(chunks, limit)) is None:
-                    decoder.end()
-                for delta in decoder.feed(chunk or b""):
-                    yield delta
-                    if delta.text:
-                        limit = deadlines.next_token(time.monotonic())
-            with contextlib.suppress(ClientError):
-                at = time.monotonic() + LINGER_SECONDS
-                await read_chunk(chunks, Limit(at, "total", LINGER_SECONDS))
-
-
-async def read_chunk(chunks: AsyncIterator[bytes], limit: Limit) -> bytes | None:
-    """The next piece of a response, or None at its end."""
-    with reading_errors(limit):
-        async with by(limit):
-            return await anext(chunks, None)
-
-
-@contextlib.asynccontextmanager
-async def by(limit: Limit) -> AsyncIterator[None]:
-    """Let what stands inside take until the limit, and no longer."""
-    left = limit.at - time.monotonic()
-    try:
-        async with asyncio.timeout(None if left == math.inf else left):
-            yield
-    except TimeoutError as exc:
-        raise limit.error() from exc
 
 
 class AsyncClient:
@@ -245,21 +175,3 @@ class AsyncClient:
                 check_event_stream(response)
             on_failure.pop_all()
         return response
-
-
-async def read_whole(response: httpx.Response, limit: Limit) -> bytes:
-    """The body of a response, which is closed then."""
-    body = bytearray()
-    async with contextlib.aclosing(response):
-        chunks = response.aiter_bytes()
-        while (chunk := await read_chunk(chunks, limit)) is not None:
-            body += chunk
-    return bytes(body)
-
-
-async def read_error_body(response: httpx.Response, limit: Limit) -> bytes:
-    """As much as there is: the status says the most important part."""
-    try:
-        return await read_whole(response, limit)
-    except ClientError:
-        return b""

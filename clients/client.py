@@ -9,7 +9,7 @@ with Client("http://127.0.0.1:8000") as client:
 import contextlib
 import random
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -23,91 +23,16 @@ from clients.http import (
     check_event_stream,
     lift_read_timeout,
     parse_base_url,
-    reading_errors,
     request_headers,
     sending_errors,
 )
-from clients.messages import Answer, Delta, Message, Model, Sampling, Tokens
+from clients.messages import Answer, Message, Model, Sampling, Tokens
 from clients.retries import DEFAULT_RETRIES, Retries
-from clients.timeouts import DEFAULT_TIMEOUTS, Deadlines, Limit, Timeouts
-from clients.watchdog import Watchdog
-from clients.wire import AnswerDecoder, Call
+from clients.stream import Stream, read_error_body, read_whole
+from clients.timeouts import DEFAULT_TIMEOUTS, Deadlines, Timeouts
+from clients.wire import Call
 
 T = TypeVar("T")
-
-LINGER_SECONDS = 0.2
-"""How long the end of a response may take after the end of its answer, to keep the connection."""
-
-
-class Stream:
-    """The deltas of one streamed answer, to be iterated once.
-
-    Leaving its `with` block closes the connection, which stops the answer on the server.
-    """
-
-    def __init__(self, response: httpx.Response, deadlines: Deadlines, sent: float) -> None:
-        self._response = response
-        self._deltas = self._read(deadlines, sent)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._deltas.close()
-        self._response.close()
-
-    def __iter__(self) -> Iterator[Delta]:
-        return self
-
-    def __next__(self) -> Delta:
-        """The next delta.
-
-        Raises:
-            StreamError: the server ended the answer with an error, or it broke off before its end.
-            RequestTimeoutError: a limit passed.
-        """
-        return next(self._deltas)
-
-    def _read(self, deadlines: Deadlines, sent: float) -> Generator[Delta]:
-        decoder = AnswerDecoder()
-        limit = deadlines.first_token(sent)
-        with contextlib.closing(self._response), Watchdog(self._response) as watchdog:
-            chunks = self._response.iter_bytes()
-            while not decoder.is_done:
-                if (chunk := read_chunk(chunks, watchdog, limit)) is None:
-                    decoder.end()
-                for delta in decoder.feed(chunk or b""):
-                    yield delta
-                    if delta.text:
-                        limit = deadlines.next_token(time.monotonic())
-            with contextlib.suppress(ClientError):
-                at = time.monotonic() + LINGER_SECONDS
-                read_chunk(chunks, watchdog, Limit(at, "total", LINGER_SECONDS))
-
-
-def read_chunk(chunks: Iterator[bytes], watchdog: Watchdog, limit: Limit) -> bytes | None:
-    """The next piece of a response, or None at its end."""
-    watchdog.arm(limit)
-    try:
-        with reading_errors(limit):
-            chunk = next(chunks, None)
-    except ClientError as exc:
-        if watchdog.has_bitten:
-            raise limit.error() from exc
-        raise
-    finally:
-        watchdog.disarm()
-    if chunk is None and watchdog.has_bitten:
-        raise limit.error()
-    return chunk
 
 
 class Client:
@@ -250,21 +175,3 @@ class Client:
                 check_event_stream(response)
             on_failure.pop_all()
         return response
-
-
-def read_whole(response: httpx.Response, limit: Limit) -> bytes:
-    """The body of a response, which is closed then."""
-    body = bytearray()
-    with contextlib.closing(response), Watchdog(response) as watchdog:
-        chunks = response.iter_bytes()
-        while (chunk := read_chunk(chunks, watchdog, limit)) is not None:
-            body += chunk
-    return bytes(body)
-
-
-def read_error_body(response: httpx.Response, limit: Limit) -> bytes:
-    """As much as there is: the status says the most important part."""
-    try:
-        return read_whole(response, limit)
-    except ClientError:
-        return b""
