@@ -11,6 +11,7 @@ a group share the state of their key/value head.
     torch_ops.py    portable, differentiable
     training.py     whole sequences at once, with gradients worked out by hand
     windowed.py     the last tokens by softmax attention, only those before them by this
+    near.py         that softmax attention
     cpu/            the step compiled for the CPU
     triton/         the kernels for CUDA devices
     dispatch.py     which backend serves a device

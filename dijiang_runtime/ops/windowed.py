@@ -28,9 +28,7 @@ from torch import Tensor
 
 from dijiang_runtime.ops import torch_ops, training
 from dijiang_runtime.ops.linear import Tiles, row_tiles
-
-# The mass is a sum of products of positive features; this only guards against underflow.
-_MIN_MASS = 1e-30
+from dijiang_runtime.ops.near import attend_near, combine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +93,7 @@ def whole(x: WindowInputs, *, chunk_size: int = 64) -> Tensor:
     new = torch.stack([x.k, x.v], dim=3).permute(0, 2, 3, 1, 4)  # [B, H, 2, T, d]
     pinned = _sinks_after(new.new_zeros(batch, heads, 2, x.sinks, dim), new, start)
     recent = F.pad(new, (0, 0, x.window, 0))
-    return _attend_near(x, recent, pinned, start, linear, chunk_size)
+    return attend_near(x.q, x.mix, recent, pinned, start, linear, chunk_size)
 
 
 def chunk(
@@ -127,7 +125,7 @@ def chunk(
     linear, state = torch_ops.chunk(
         x.phi_q, phi * is_far[..., None, None], with_ones(far[1]), x.log_decay, state
     )
-    o = _attend_near(x, recent, pinned, start, linear, chunk_size)
+    o = attend_near(x.q, x.mix, recent, pinned, start, linear, chunk_size)
 
     last = start[:, None] + length - 1
     slots = torch.arange(window, device=start.device)
@@ -148,59 +146,6 @@ def _sinks_after(pinned: Tensor, new: Tensor, start: Tensor) -> Tensor:
     is_new = (column >= 0) & (column < new.shape[3])
     taken = _pick(new, column.clamp(0, new.shape[3] - 1))
     return torch.where(is_new[:, None, None, :, None], taken, pinned)
-
-
-def _attend_near(
-    x: WindowInputs,
-    recent: Tensor,
-    pinned: Tensor,
-    start: Tensor,
-    linear: Tensor,
-    chunk_size: int,
-) -> Tensor:
-    """The outputs [B, T, Hq, d], given the linear part's sums [B, T, Hq, d + 1]."""
-    length, window = x.q.shape[1], x.window
-    heads, sinks, size = x.k.shape[2], x.sinks, min(chunk_size, length)
-    count = -(-length // size)
-    rest = count * size - length
-
-    def by_chunk(rows: Tensor) -> Tensor:
-        """[B, T, Hq, ...] to [B, n, H, G * C, ...]."""
-        rows = F.pad(rows, (0, 0) * (rows.dim() - 2) + (0, rest))
-        rows = rows.unflatten(1, (count, size)).unflatten(3, (heads, -1))
-        return rows.permute(0, 1, 3, 4, 2, 5).flatten(3, 4)
-
-    # Column i of a chunk's band is the position W - i before the chunk's first token.
-    band = F.pad(recent, (0, 0, 0, rest)).unfold(3, window + size, size)  # [B, H, 2, n, d, W + C]
-    keys, values = band.permute(2, 0, 3, 1, 5, 4)  # [B, n, H, W + C, d] each
-    ends = pinned.permute(2, 0, 1, 3, 4)[:, :, None].expand(-1, -1, count, -1, -1, -1)
-    keys, values = torch.cat([ends[0], keys], dim=3), torch.cat([ends[1], values], dim=3)
-
-    mask = _near_mask(start, count, size, window, sinks)  # [B, n, 1, C, S + W + C]
-    scores = by_chunk(x.q) @ keys.transpose(-1, -2)
-    scores = scores.unflatten(3, (-1, size)).masked_fill(~mask[:, :, :, None], float("-inf"))
-    o = _combine(
-        scores.flatten(3, 4),
-        values,
-        by_chunk(linear),
-        by_chunk(x.mix.unsqueeze(-1)),
-        torch.matmul,
-    )
-    o = o.unflatten(3, (-1, size)).permute(0, 1, 4, 2, 3, 5)  # [B, n, C, H, G, d]
-    return o.flatten(3, 4).flatten(1, 2)[:, :length]
-
-
-def _near_mask(start: Tensor, count: int, size: int, window: int, sinks: int) -> Tensor:
-    """Which sinks and which columns of its band a token sees. [B, n, 1, C, S + W + C]."""
-    device = start.device
-    token = start[:, None] + torch.arange(count * size, device=device)
-    token = token.unflatten(1, (count, size))[..., None]  # [B, n, C, 1]
-    column = token[:, :, :1] - window + torch.arange(window + size, device=device)
-    in_window = (column > token - window) & (column <= token)
-    # A row of padding sees itself, so that no row is without any.
-    in_window &= (column >= 0) | (column == token)
-    pinned = torch.arange(sinks, device=device).expand(*token.shape[:3], sinks)
-    return torch.cat([pinned <= token - window, in_window], dim=3).unsqueeze(2)
 
 
 def step(
@@ -248,7 +193,7 @@ def step(
     scores = (q.unsqueeze(-2) * keys).sum(dim=-1)
     scores = scores.masked_fill(~is_seen[:, None, None], float("-inf"))
     mix = x.mix.unflatten(1, (heads, -1)).unsqueeze(-1)
-    return _combine(scores, values, linear, mix, _weighted_sum).flatten(1, 2)
+    return combine(scores, values, linear, mix, _weighted_sum).flatten(1, 2)
 
 
 def _features_of_rows(x: WindowInputs, keys: Tensor) -> Tensor:
@@ -260,31 +205,6 @@ def _features_of_rows(x: WindowInputs, keys: Tensor) -> Tensor:
 def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     # Sums, not a matrix product: see `torch_ops.step`.
     return (weights.unsqueeze(-1) * values.unsqueeze(-3)).sum(dim=-2)
-
-
-def _combine(
-    scores: Tensor,
-    values: Tensor,
-    linear: Tensor,
-    mix: Tensor,
-    product: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """(sum e^score v + e^mix linear) / (sum e^score + e^mix mass), whatever their sizes.
-
-    Args:
-        scores: [..., R, S], -inf where not seen, with at least one seen in each row.
-        values: [..., S, d].
-        linear: Sums of the linear part, the last column its mass. [..., R, d + 1].
-        mix: [..., R, 1].
-    """
-    mass = linear[..., -1:]
-    # In logs: a mix far above the scores must not turn into a division of 0 by 0.
-    far = (mix + mass.clamp(min=_MIN_MASS).log()).masked_fill(mass <= 0, float("-inf"))
-    top = torch.maximum(scores.amax(dim=-1, keepdim=True), far).detach()
-    weights, far_weight = (scores - top).exp(), (far - top).exp()
-    far_mean = linear[..., :-1] / mass.clamp(min=_MIN_MASS)
-    total = weights.sum(dim=-1, keepdim=True) + far_weight
-    return (product(weights, values) + far_weight * far_mean) / total
 
 
 def with_ones(v: Tensor) -> Tensor:
