@@ -1,7 +1,7 @@
 """Softmax attention over the near tokens of `windowed`: the last W, and the sinks.
 
-    B batch    T tokens    Hq query heads    H key/value heads    G = Hq / H
-    d head dim    W window    S sinks    C tokens of one chunk    n chunks
+B batch    T tokens    Hq query heads    H key/value heads    G = Hq / H
+d head dim    W window    S sinks    C tokens of one chunk    n chunks
 """
 
 from collections.abc import Callable
