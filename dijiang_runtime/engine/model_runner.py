@@ -22,6 +22,7 @@ from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, Sequence,
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.engine.transfers import take_rows
 from dijiang_runtime.errors import NumericalError, RequestFailedError
+from dijiang_runtime.models.compiled import CompiledDecoder
 from dijiang_runtime.models.serving import ServingModel
 from dijiang_runtime.ops.cpu.sampling import LogitKernels
 from dijiang_runtime.ops.linear import CHUNK_TILE, row_tiles
@@ -163,8 +164,11 @@ class ModelRunner:
         """
         states_are = batch.recurrence.finite_rows()
         if (kernels := self._sampler.kernels) is not None and kernels.can_read(hidden):
-            pairs = zip(kernels.scan_rows(hidden)[0], states_are.tolist(), strict=True)
-            finite = _finite_items(rows, [hidden_is and state_is for hidden_is, state_is in pairs])
+            rows_are = states_are.tolist()
+            if not isinstance(self._model, CompiledDecoder):  # It has looked at both.
+                pairs = zip(kernels.scan_rows(hidden)[0], rows_are, strict=True)
+                rows_are = [hidden_is and state_is for hidden_is, state_is in pairs]
+            finite = _finite_items(rows, rows_are)
             return self._sample_on_host(items, rows, wanted, hidden, finite, kernels), finite
         is_finite = finite_rows(hidden) & states_are
         if not wanted:
@@ -191,8 +195,12 @@ class ModelRunner:
         wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        logits = self.logits(take_rows(hidden, [rows[i][-1] for i in wanted]))
-        is_finite, likeliest = kernels.scan_rows(logits)
+        last_rows = [rows[i][-1] for i in wanted]
+        if isinstance(self._model, CompiledDecoder):
+            logits, is_finite, likeliest = self._model.chosen_logits(hidden, last_rows)
+        else:
+            logits = self.logits(take_rows(hidden, last_rows))
+            is_finite, likeliest = kernels.scan_rows(logits)
         if not all(is_finite):
             finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
             logits = logits[is_finite]

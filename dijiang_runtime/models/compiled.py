@@ -5,6 +5,7 @@ it. What they do not cover runs in torch, with packed matrices all the same.
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -82,7 +83,10 @@ class CompiledDecoder:
         recurrence: PooledRecurrence,
         tiles: Tiles | None = None,
     ) -> Tensor:
-        """Return the final hidden states [N, D]. Arguments as for `Decoder.hidden`."""
+        """Return the final hidden states [N, D]. Arguments as for `Decoder.hidden`.
+
+        `recurrence` is told which rows are finite, here with their hidden states.
+        """
         model = self.model
         x = F.embedding(token_ids, model.embed_tokens.weight).float()
         if model.has_projections:
@@ -124,6 +128,29 @@ class CompiledDecoder:
         if self.model.has_projections:
             hidden = self.model.project_out(hidden)
         return multiply_by(self._head, hidden, self.config.vocab_size, self.context)
+
+    def chosen_logits(
+        self, hidden: Tensor, rows: Sequence[int]
+    ) -> tuple[Tensor, list[bool], list[int]]:
+        """Return the logits [n, V] of n rows of hidden states [N, D], and of each of these whether
+        all are finite, and which is the largest: the first among equals."""
+        if self.model.has_projections:
+            hidden = self.model.project_out(hidden)
+        num_rows = len(rows)
+        logits = torch.empty(num_rows, self.config.vocab_size)
+        finite, likeliest = (ctypes.c_bool * num_rows)(), (ctypes.c_int64 * num_rows)()
+        self.context.kernels.dijiang_logits(
+            self.context.handle,
+            ctypes.byref(self._head),
+            hidden.data_ptr(),
+            (ctypes.c_int64 * num_rows)(*rows),
+            num_rows,
+            hidden.shape[1],
+            logits.data_ptr(),
+            finite,
+            likeliest,
+        )
+        return logits, finite[:], likeliest[:]
 
     def _none_pending(self, num_decodes: int) -> PendingTokens:
         none = torch.zeros(num_decodes, dtype=torch.int64)

@@ -280,3 +280,40 @@ def test_a_pending_token_that_is_not_finite_is_reported_by_its_row() -> None:
         recurrence = PooledRecurrence(states, rows, target, pending=pending)
         model.hidden(torch.tensor([5, 6]), torch.tensor([9, 9]), recurrence)
         assert recurrence.finite_rows().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("vocab_size", [384, 387])
+@pytest.mark.parametrize("weight_format", TOLERANCE)
+@pytest.mark.parametrize("target", targets())
+def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
+    target: str, weight_format: WeightFormat, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    model = prepare(make_model(vocab_size=vocab_size), weight_format)
+    assert isinstance(model, CompiledDecoder)
+    hidden = torch.randn(70, 64, generator=torch.Generator().manual_seed(3))
+    hidden[4, 9], hidden[6, 63] = float("nan"), float("inf")
+    hidden[8] = 0.0  # All logits are equal.
+    for rows in ([5], [8, 4, 6, 69], list(range(70))):
+        logits, is_finite, likeliest = model.chosen_logits(hidden, rows)
+
+        expected = model.logits(hidden[rows])
+        assert torch.equal(logits, expected) or not all(is_finite)
+        assert is_finite == expected.isfinite().all(dim=1).tolist()
+        for place, (ok, token_id) in enumerate(zip(is_finite, likeliest, strict=True)):
+            if ok:
+                assert torch.equal(logits[place], expected[place])
+                assert token_id == int(expected[place].numpy().argmax())
+
+
+def test_a_hidden_state_that_is_not_finite_is_reported_by_its_row() -> None:
+    model = make_model()
+    model.final_norm.bias.data[7] = float("inf")
+    compiled = prepare(model, "int8")
+    assert isinstance(compiled, CompiledDecoder)
+    states = torch.rand(compiled.config.state.state_shape(2))
+    recurrence = PooledRecurrence(states, torch.tensor([0]), torch.tensor([1]))
+
+    compiled.hidden(torch.tensor([5]), torch.tensor([9]), recurrence)
+
+    assert recurrence.finite_rows().tolist() == [False]

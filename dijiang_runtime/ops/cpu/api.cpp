@@ -95,6 +95,14 @@ void dijiang_multiply(Context *c, const Matrix *m, const float *x, int64_t rows,
     c->kernels.multiply(c->team, c->workspace, *m, x, rows, in_features, out);
 }
 
+// The logits [rows, vocabulary] of the chosen rows of x [*, in_features], and of each row whether they
+// are finite and which is the largest, the first among equals.
+void dijiang_logits(Context *c, const Matrix *m, const float *x, const int64_t *chosen, int64_t rows,
+                    int64_t in_features, float *out, uint8_t *finite, int64_t *likeliest) {
+    const Turn turn(c->team.one_at_a_time());
+    c->kernels.logits(c->team, c->workspace, *m, x, chosen, rows, in_features, out, finite, likeliest);
+}
+
 void dijiang_forward(Context *c, const Decoder *decoder, const Batch *batch) {
     const Turn turn(c->team.one_at_a_time());
     c->kernels.forward(c->team, c->workspace, *decoder, *batch);

@@ -78,7 +78,7 @@ private:
                 const int64_t count = p.matrix.panels ? p.matrix.num_panels() : 0;
                 if (panel < count) {
                     multiply_panel<Format>(p.matrix, panel, p.rows, b_.num_rows,
-                                           {p.out, p.matrix.columns, false});
+                                           {p.out, p.matrix.columns});
                     return;
                 }
                 panel -= count;
@@ -229,6 +229,7 @@ private:
         if (d_.final_norm.weight) {
             normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, d_.final_norm, x(row));
         }
+        if (!is_finite(x(row), d_.hidden_size)) b_.finite[row] = 0;
     }
 
     Team &team_;

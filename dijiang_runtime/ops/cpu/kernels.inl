@@ -15,5 +15,5 @@
 #include "decoder.inl"
 #include "sampling.inl"
 
-static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, forward, recurrent_step, draw,
+static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, logits, forward, recurrent_step, draw,
                                   logprobs, scan_rows, penalise, mask};

@@ -139,6 +139,16 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
             None,
             [c_void_p, POINTER(MatrixStruct), c_void_p, c_int64, c_int64, c_void_p],
         ),
+        "logits": (
+            None,
+            [
+                c_void_p,
+                POINTER(MatrixStruct),
+                *2 * [c_void_p],
+                *2 * [c_int64],
+                *3 * [c_void_p],
+            ],
+        ),
         "forward": (None, [c_void_p, POINTER(DecoderStruct), POINTER(BatchStruct)]),
         "recurrent_step": (None, [c_void_p, POINTER(StepStruct)]),
         "draw": (None, [c_void_p, c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p]),

@@ -1,5 +1,7 @@
 // Elementary functions and sums over a row, built on the vectors of the target.
 
+constexpr float kNone = -std::numeric_limits<float>::infinity();  // Smaller than any number.
+
 static inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // Call f(i, count) for each run of at most 16 of n numbers.

@@ -4,22 +4,66 @@ constexpr int64_t kStreamedOutput = 4 << 20;  // Bytes of a product that do not 
 constexpr int64_t kPanelRun = 4;  // Panels that one thread takes at once, to find the next in its cache.
 constexpr int64_t kRowRun = 16;   // Rows: taking one costs as much as a short row does.
 
-static void multiply(Team &team, Workspace &workspace, const Matrix &m, const float *x,
-                     int64_t rows, int64_t in_features, float *out) {
-    const EncodedRows encoded =
-        workspace.lay_out([&](Arena &a) { return take_rows(a, rows, in_features, m.format); });
+// The place of the largest number of a row, the first among equals, and whether all are finite.
+static void find_likeliest(const float *row, int64_t n, const float *largest, uint8_t *finite,
+                           int64_t *likeliest) {
+    float best = kNone;
+    int64_t panel = 0;
+    *finite = 1;
+    for (int64_t p = 0; p * kPanelColumns < n; ++p) {
+        if (largest[p] <= best) continue;
+        if (std::isnan(largest[p])) *finite = 0;
+        best = largest[p];
+        panel = p;
+    }
+    const int64_t end = std::min(n, (panel + 1) * kPanelColumns);
+    *likeliest = std::find(row + panel * kPanelColumns, row + end - 1, best) - row;
+}
+
+struct Likeliest {
+    uint8_t *finite;  // [rows], and null where nobody wants to know.
+    int64_t *token;   // [rows]
+};
+
+// Of all rows of x, or where `chosen` is not null of those.
+static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, const float *x,
+                             const int64_t *chosen, int64_t rows, int64_t in_features, float *out,
+                             const Likeliest &likeliest) {
+    const int64_t num_panels = m.num_panels();
+    Output output{out, m.columns};
+    const EncodedRows encoded = workspace.lay_out([&](Arena &a) {
+        if (likeliest.finite) output.largest = a.take<float>(rows * num_panels);
+        return take_rows(a, rows, in_features, m.format);
+    });
+    output.num_panels = num_panels;
     const bool lines = reinterpret_cast<uintptr_t>(out) % (sizeof(float) * kLanes) == 0 &&
                        m.columns % kLanes == 0;
-    const bool streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
-    const Output output{out, m.columns, streamed};
+    output.streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
         team.for_runs(rows, kRowRun, [&](int64_t row, int) {
-            Chosen::encode(x + row * in_features, in_features, encoded, row);
+            Chosen::encode(x + (chosen ? chosen[row] : row) * in_features, in_features, encoded, row);
         });
-        team.for_runs(m.num_panels(), kPanelRun, [&](int64_t panel, int) {
+        team.for_runs(num_panels, kPanelRun, [&](int64_t panel, int) {
             multiply_panel<Chosen>(m, panel, encoded, rows, output);
-            if (streamed) fence();
+            if (output.streamed) fence();
         });
     });
+    if (!likeliest.finite) return;
+    team.for_runs(rows, kRowRun, [&](int64_t row, int) {
+        find_likeliest(out + row * m.columns, m.columns, output.largest + row * num_panels,
+                       likeliest.finite + row, likeliest.token + row);
+    });
+}
+
+static void multiply(Team &team, Workspace &workspace, const Matrix &m, const float *x,
+                     int64_t rows, int64_t in_features, float *out) {
+    multiply_rows_of(team, workspace, m, x, nullptr, rows, in_features, out, {});
+}
+
+// The logits of some rows of x and, found on the way, the likeliest token of each.
+static void logits(Team &team, Workspace &workspace, const Matrix &m, const float *x,
+                   const int64_t *chosen, int64_t rows, int64_t in_features, float *out,
+                   uint8_t *finite, int64_t *likeliest) {
+    multiply_rows_of(team, workspace, m, x, chosen, rows, in_features, out, {finite, likeliest});
 }

@@ -9,7 +9,13 @@
 struct Output {
     float *data;
     int64_t stride;  // Floats.
-    bool streamed;
+    bool streamed = false;
+    float *largest = nullptr;  // Of each row in each panel, NaN where one is not finite: [rows][panels]
+    int64_t num_panels = 0;
+
+    float *largest_at(int64_t row, int64_t column) const {
+        return largest + row * num_panels + column / kPanelColumns;
+    }
 };
 
 // Up to 16 columns of a row, from the given one on.
@@ -21,6 +27,34 @@ static inline void store_output(Vec y, const Output &out, int64_t row, int64_t c
         store_some(to, std::min(columns - column, kLanes), y);
     }
 }
+
+// The largest of some outputs of a row.
+class LargestOutput {
+public:
+    // Written out: a constructor that the compiler makes up is compiled for no target.
+    LargestOutput() : largest_(broadcast(kNone)), spoilt_(broadcast(0.0f)) {}
+
+    void add_columns(Vec y, int64_t count) {
+        if (count < kLanes) {
+            alignas(64) float all[kLanes];
+            store(all, y);
+            y = load_first(all, count, all[0]);
+        }
+        largest_ = max(y, largest_);
+        spoilt_ = fma(y, broadcast(0.0f), spoilt_);
+    }
+
+    // Into `to`, where the largest before is unless these are the first.
+    void write(float *to, bool first) const {
+        constexpr uint32_t all = (1u << kLanes) - 1u;
+        float found = largest_lane(largest_);
+        if (!first) found = *to <= found ? found : *to;
+        *to = reaching(spoilt_, spoilt_) == all ? found : std::numeric_limits<float>::quiet_NaN();
+    }
+
+private:
+    Vec largest_, spoilt_;  // `spoilt_` is NaN once a number is not finite.
+};
 
 // What a tile fetches into the cache on its way: `first` and `second` in each group of inputs, which
 // then move on by `stride` bytes.
@@ -56,14 +90,20 @@ static inline void multiply_tile(const Matrix &m, const char *panel, int64_t col
         panel += 4 * kPanelColumns;
         input += 4;
     }
+    LargestOutput largest[Rows];
     for (int v = 0; v < Vectors; ++v) {
         const int64_t first = column + kLanes * v;
-        if (m.columns <= first) return;
+        if (m.columns <= first) break;
         const typename Format::Columns columns(m, first);
         for (int r = 0; r < Rows; ++r) {
             const Vec y = columns.finish(total[r][v], x.scale[row + r]);
             store_output(y, out, row + r, first, m.columns);
+            if (out.largest) largest[r].add_columns(y, m.columns - first);
         }
+    }
+    if (out.largest == nullptr || m.columns <= column) return;
+    for (int r = 0; r < Rows; ++r) {
+        largest[r].write(out.largest_at(row + r, column), column % kPanelColumns == 0);
     }
 }
 

@@ -56,10 +56,9 @@ public:
     PanelOutput(const Matrix &m, int64_t column, const float *scale, const Output &out)
         : columns_{{m, column}, {m, column + kLanes}, {m, column + 2 * kLanes}, {m, column + 3 * kLanes}},
           scale_(scale),
-          to_(out.data + column),
-          stride_(out.stride),
-          width_(std::min(m.columns - column, kPanelColumns)),
-          streamed_(out.streamed) {}
+          column_(column),
+          num_columns_(m.columns),
+          out_(out) {}
 
     // What is to be written next.
     void begin(const PanelSums &from, int64_t row, int64_t rows) {
@@ -71,17 +70,16 @@ public:
     void write(int64_t rows) {
         for (const int64_t end = std::min(row_ + rows, end_); row_ < end; ++row_, sums_ += kPanelColumns) {
             const float scale = scale_[row_];
-            float *to = to_ + row_ * stride_;
-            for (int64_t v = 0; v < kPanelVectors && kLanes * v < width_; ++v) {
+            LargestOutput largest;
+            for (int64_t v = 0; v < kPanelVectors && column_ + kLanes * v < num_columns_; ++v) {
+                const int64_t column = column_ + kLanes * v;
                 typename Format::Total total;
                 std::memcpy(&total, sums_ + kLanes * v, sizeof total);
                 const Vec y = columns_[v].finish(total, scale);
-                if (streamed_) {
-                    stream(to + kLanes * v, y);
-                } else {
-                    store_some(to + kLanes * v, std::min(width_ - kLanes * v, kLanes), y);
-                }
+                store_output(y, out_, row_, column, num_columns_);
+                if (out_.largest) largest.add_columns(y, num_columns_ - column);
             }
+            if (out_.largest) largest.write(out_.largest_at(row_, column_), true);
         }
     }
 
@@ -90,9 +88,8 @@ public:
 private:
     const typename Format::Columns columns_[kPanelVectors];
     const float *const scale_;
-    float *const to_;
-    const int64_t stride_, width_;
-    const bool streamed_;
+    const int64_t column_, num_columns_;
+    const Output out_;
     const int32_t *sums_ = nullptr;
     int64_t row_ = 0, end_ = 0;
 };

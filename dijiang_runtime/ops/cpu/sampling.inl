@@ -2,7 +2,6 @@
 // order, so what comes out depends neither on its neighbours nor on the number of threads.
 
 constexpr int64_t kBlock = 128;  // Logits that are looked at together, or skipped together.
-constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 static inline int64_t lowest_bit(uint32_t bits) {
 #if defined(__GNUC__)

@@ -74,7 +74,7 @@ struct Batch {
     const Segment *segments;
     float *states;
     int64_t layer_stride;  // Floats of one layer's states.
-    uint8_t *finite;       // [rows], set by the caller; cleared where a state or read-out is not.
+    uint8_t *finite;       // [rows], set by the caller; cleared where a state, a read-out or x is not.
     float *pending;
     int64_t pending_layer_stride, pending_head_stride;
     const int64_t *pending_rows, *pending_counts;  // Of each decode.
@@ -126,6 +126,8 @@ struct Kernels {
     const char *name;
     void (*multiply)(Team &, Workspace &, const Matrix &, const float *x, int64_t rows,
                      int64_t in_features, float *out);
+    void (*logits)(Team &, Workspace &, const Matrix &, const float *x, const int64_t *chosen,
+                   int64_t rows, int64_t in_features, float *out, uint8_t *finite, int64_t *likeliest);
     void (*forward)(Team &, Workspace &, const Decoder &, const Batch &);
     void (*recurrent_step)(Team &, const RecurrentStep &);
     void (*draw)(Team &, Workspace &, const float *logits, int64_t vocab_size, const Draw *draws,
