@@ -98,6 +98,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_TEMPERATURE
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether there are biases, or tokens that may be suppressed."""
+        return bool(self.logit_bias or self.bad_words or self.min_tokens)
+
+    @property
+    def has_penalties(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+        )
+
     def validate(self, vocab_size: int, *, max_logprobs: int = 20) -> None:
         """Raise `InvalidRequestError`, naming the parameter, unless every field is in bounds."""
         self._validate_lengths(max_logprobs)

@@ -19,31 +19,13 @@ SUPPRESSED = float(np.finfo(np.float32).min)
 
 def is_adjusted(sequence: Sequence) -> bool:
     """Whether anything changes this sequence's logits."""
-    params = sequence.request.sampling
-    return has_bias(params) or has_penalties(params) or _has_mask(sequence)
+    return sequence.adjusts_logits or sequence.matcher is not None
 
 
 def depends_on_last_token(sequence: Sequence) -> bool:
     """Whether what changes this sequence's logits can only be told when its last token is known."""
     params = sequence.request.sampling
-    return has_penalties(params) or bool(params.bad_words) or sequence.matcher is not None
-
-
-def has_bias(params: SamplingParams) -> bool:
-    """Whether there are biases, or tokens that may be suppressed."""
-    return bool(params.logit_bias or params.bad_words or params.min_tokens)
-
-
-def has_penalties(params: SamplingParams) -> bool:
-    return (
-        params.repetition_penalty != 1.0
-        or params.frequency_penalty != 0.0
-        or params.presence_penalty != 0.0
-    )
-
-
-def _has_mask(sequence: Sequence) -> bool:
-    return sequence.matcher is not None or bool(sequence.request.sampling.allowed_token_ids)
+    return params.has_penalties or bool(params.bad_words) or sequence.matcher is not None
 
 
 def biases(sequence: Sequence) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -44,16 +44,35 @@ def build_batch(
 
     Without tiles there is no padding.
     """
-    decodes = [item for item in items if not item.sequence.is_prefilling]
-    prefills = [item for item in items if item.sequence.is_prefilling]
-    rows = _Rows()
-    for item in decodes:
+    # Every sequence is looked at once: what a step costs in Python is paid by all of them.
+    rows, prefills = _Rows(), []
+    source: list[int] = []
+    target: list[int] = []
+    slots: list[int] = []
+    counts: list[int] = []
+    kept: set[int] = set()
+    fold_every = pool.num_pending_tokens + 1
+    for item in items:
+        sequence, slot = item.sequence, item.slot
+        position = sequence.num_computed_tokens
+        if position < sequence.num_prompt_tokens:
+            prefills.append(item)
+            continue
+        place = len(source)
         rows.add(item)
+        source.append(pool.source(slot))
+        # A matter of its position alone, so that its bits do not depend on when it was scheduled.
+        if (position + 1) % fold_every == 0:
+            target.append(pool.target(slot))
+        else:
+            kept.add(place)
+            target.append(source[place])
+        slots.append(slot)
+        # Tokens since the last fold, or since the prompt.
+        counts.append(min(position % fold_every, position - sequence.num_prompt_tokens))
+    num_decodes = len(source)
     if needs_tiles:
-        rows.pad(row_tiles(len(decodes)))
-    kept = frozenset(i for i, item in enumerate(decodes) if not _folds(item, pool))
-    source = [pool.source(item.slot) for item in decodes]
-    target = [source[i] if i in kept else pool.target(item.slot) for i, item in enumerate(decodes)]
+        rows.pad(row_tiles(num_decodes))
     segments = []
     for item in prefills:
         start, slot = len(rows.token_ids), item.slot
@@ -63,13 +82,11 @@ def build_batch(
         if needs_tiles:
             rows.pad(prompt_tiles(item.num_tokens))
 
-    slots = [item.slot for item in decodes]
-    counts = [_num_pending(item, pool) for item in decodes]
     # One transfer for all.
     parts = rows.token_ids, rows.positions, source, target, slots, counts
     integers = to_device(np.asarray(list(chain(*parts)), dtype=np.int64), device)
     sizes = [len(part) for part in parts]
-    token_ids, positions, source_rows, target_rows, *where = torch.split(integers, sizes)
+    token_ids, positions, source_rows, target_rows, *where = integers.split_with_sizes(sizes)
     pending = PendingTokens(pool.pending, *where) if pool.num_pending_tokens else None
     return Batch(
         token_ids=token_ids,
@@ -79,24 +96,9 @@ def build_batch(
             pool.states, source_rows, target_rows, segments, pool.caches, pending
         ),
         rows=tuple(rows.slices),
-        num_decodes=len(decodes),
-        kept=kept,
+        num_decodes=num_decodes,
+        kept=frozenset(kept),
     )
-
-
-def _folds(item: ScheduledSequence, pool: StatePool) -> bool:
-    """Whether a decode takes the tokens that are pending, and its own, into the state.
-
-    A matter of its position alone, so that its bits do not depend on when it was scheduled.
-    """
-    return (item.sequence.num_computed_tokens + 1) % (pool.num_pending_tokens + 1) == 0
-
-
-def _num_pending(item: ScheduledSequence, pool: StatePool) -> int:
-    """Tokens of a decode that are pending: those since the last fold, or since the prompt."""
-    position = item.sequence.num_computed_tokens
-    since_fold = position % (pool.num_pending_tokens + 1)
-    return min(since_fold, position - item.sequence.num_prompt_tokens)
 
 
 @dataclass(slots=True)
@@ -109,10 +111,11 @@ class _Rows:
     tiles: list[int] = field(default_factory=list)
 
     def add(self, item: ScheduledSequence) -> None:
-        start, position = len(self.token_ids), item.sequence.num_computed_tokens
-        self.token_ids.extend(item.sequence.tokens_to_compute(item.num_tokens))
-        self.positions.extend(range(position, position + item.num_tokens))
-        self.slices.append(slice(start, start + item.num_tokens))
+        sequence, num_tokens = item.sequence, item.num_tokens
+        start, position = len(self.token_ids), sequence.num_computed_tokens
+        self.token_ids.extend(sequence.tokens_to_compute(num_tokens))
+        self.positions.extend(range(position, position + num_tokens))
+        self.slices.append(slice(start, start + num_tokens))
 
     def pad(self, tiles: Seq[int]) -> None:
         """Fill up to the end of `tiles`, which begin where the last ones ended."""

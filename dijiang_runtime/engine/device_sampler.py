@@ -135,7 +135,7 @@ def _penalize(logits: Tensor, rows: Seq[tuple[int, Sequence]]) -> None:
     Args:
         rows: Where each sequence's row begins in the logits, and the sequence.
     """
-    found = [(start, s) for start, s in rows if adjustments.has_penalties(s.request.sampling)]
+    found = [(start, s) for start, s in rows if s.request.sampling.has_penalties]
     if not found:
         return
     seen = [adjustments.history(sequence) for _, sequence in found]

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 NOT_FINITE = RequestError(NumericalError.__name__, str(NumericalError()))
 FAILED = RequestError(RequestFailedError.__name__, "The request failed inside the engine.")
 _DEFERRED = StepResult(deferred=True)
+_NO_TOKEN = (None, None)
 
 Forks = Seq[ScheduledSequence]
 Results = dict[str, StepResult]
@@ -122,37 +123,43 @@ class ModelRunner:
             self._model.config.vocab_size,
         )
         lost = {i for i in constrained if _has_lost_grammar(everyone[i])}
-        wanted = [i for i, item in enumerate(everyone) if i not in lost and _needs_token(item)]
+        # Who decodes wants a token in any case.
+        num_decodes = batch.num_decodes
+        wanted = [i for i in range(num_decodes) if i not in lost]
+        for i in range(num_decodes, len(everyone)):
+            if i not in lost and _needs_token(everyone[i]):
+                wanted.append(i)
         sampled, finite = self._sample(everyone, rows, wanted, hidden, batch)
         results: Results = {}
+        succeeded = []
         for i, item in enumerate(everyone):
+            request_id = item.sequence.request.request_id
             if i not in finite:
                 if item.source is None:
-                    logger.error("request %s: the model's output is not finite", _id(item))
-                    results[_id(item)] = StepResult(error=NOT_FINITE)
+                    logger.error("request %s: the model's output is not finite", request_id)
+                    results[request_id] = StepResult(error=NOT_FINITE)
                 continue
             if i in lost:
-                logger.error("request %s: its grammar is too complex", _id(item))
-                results[_id(item)] = StepResult(error=_TOO_COMPLEX)
+                logger.error("request %s: its grammar is too complex", request_id)
+                results[request_id] = StepResult(error=_TOO_COMPLEX)
                 continue
-            token = sampled.get(i)
-            results[_id(item)] = StepResult(
-                token_id=token.token_id if token else None,
-                logprobs=token.logprobs if token else None,
-                prompt_logprobs=tuple(prompt_logprobs.get(i, ())),
-                pooled=pooled.get(i),
-            )
-        succeeded = sorted(finite - lost)
-        for i in succeeded:
-            if (source := everyone[i].source) is not None:
-                self._pool.fork(source.slot, everyone[i].slot)
-        self._pool.commit(everyone[i].slot for i in succeeded if i not in batch.kept)
+            token_id, logprobs = sampled.get(i, _NO_TOKEN)
+            if i < num_decodes:
+                results[request_id] = StepResult(token_id, logprobs)
+            else:
+                results[request_id] = StepResult(
+                    token_id, logprobs, tuple(prompt_logprobs.get(i, ())), pooled.get(i)
+                )
+            succeeded.append(i)
+            if item.source is not None:
+                pool.fork(item.source.slot, item.slot)
+        pool.commit(everyone[i].slot for i in succeeded if i not in batch.kept)
         return results
 
     def _sample(
         self,
         items: Seq[ScheduledSequence],
-        rows: Seq[range],
+        rows: Seq[slice],
         wanted: list[int],
         hidden: Tensor,
         batch: Batch,
@@ -173,7 +180,7 @@ class ModelRunner:
         is_finite = finite_rows(hidden) & states_are
         if not wanted:
             return {}, _finite_items(rows, is_finite.tolist())
-        logits = self.logits(take_rows(hidden, [rows[i][-1] for i in wanted]))
+        logits = self.logits(take_rows(hidden, [rows[i].stop - 1 for i in wanted]))
         # Rows that are not finite get some token, too: nobody knows yet which they are.
         pending = self._sampler.on_device.launch(logits, [items[i].sequence for i in wanted])
         tokens, logits_are, [is_finite] = pending.read(is_finite)
@@ -185,7 +192,7 @@ class ModelRunner:
     def _sample_on_host(
         self,
         items: Seq[ScheduledSequence],
-        rows: Seq[range],
+        rows: Seq[slice],
         wanted: list[int],
         hidden: Tensor,
         finite: set[int],
@@ -195,7 +202,7 @@ class ModelRunner:
         wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        last_rows = [rows[i][-1] for i in wanted]
+        last_rows = [rows[i].stop - 1 for i in wanted]
         if isinstance(self._model, CompiledDecoder):
             logits, is_finite, likeliest = self._model.chosen_logits(hidden, last_rows)
         else:
@@ -231,19 +238,21 @@ class ModelRunner:
 
 def _with_forks(
     items: Seq[ScheduledSequence], forks: Forks, batch: Batch
-) -> tuple[list[ScheduledSequence], list[range]]:
+) -> tuple[Seq[ScheduledSequence], Seq[slice]]:
     """The items and then their forks, with the rows of each. A fork's are its source's."""
-    rows = [range(some.start, some.stop) for some in batch.rows]
+    if not forks:
+        return items, batch.rows
     place = {_id(item): i for i, item in enumerate(items)}
-    for fork in forks:
-        assert fork.source is not None, "a fork has a source"
-        rows.append(rows[place[_id(fork.source)]])
-    return [*items, *forks], rows
+    theirs = [batch.rows[place[_id(fork.source)]] for fork in forks if fork.source is not None]
+    assert len(theirs) == len(forks), "a fork has a source"
+    return [*items, *forks], [*batch.rows, *theirs]
 
 
-def _finite_items(rows: Seq[range], is_finite: Seq[bool]) -> set[int]:
+def _finite_items(rows: Seq[slice], is_finite: Seq[bool]) -> set[int]:
     """The items all of whose rows are finite."""
-    return {i for i, some in enumerate(rows) if all(is_finite[some.start : some.stop])}
+    if all(is_finite):
+        return set(range(len(rows)))
+    return {i for i, some in enumerate(rows) if all(is_finite[some])}
 
 
 def _needs_token(item: ScheduledSequence) -> bool:

@@ -77,11 +77,11 @@ class Sampler:
         if params.logit_bias:
             places, added = (torch.from_numpy(x) for x in adjustments.biases(sequence))
             row.index_add_(0, places, added)
-        if adjustments.has_bias(params):
+        if params.has_bias:
             lost = adjustments.suppressed(sequence, self._eos_token_ids)
             if lost:
                 row[lost] = adjustments.SUPPRESSED
-        if adjustments.has_penalties(params):
+        if params.has_penalties:
             seen = adjustments.history(sequence)
             kernels.penalise(row, seen, params, least=adjustments.SUPPRESSED)
         for mask in adjustments.masks(sequence, len(row)):

@@ -150,9 +150,15 @@ class Sequence:
     first_token_time: float = 0.0
     finished_time: float = 0.0
     num_prompt_tokens: int = field(init=False)
+    adjusts_logits: bool = field(init=False)
+    """Whether its parameters change its logits, beside a grammar. Kept: every step asks."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
+        params = self.request.sampling
+        self.adjusts_logits = (
+            params.has_bias or params.has_penalties or bool(params.allowed_token_ids)
+        )
 
     @property
     def request_id(self) -> str:

@@ -95,7 +95,9 @@ class CompiledDecoder:
             x = x + F.embedding(positions + OPT_POSITION_OFFSET, model.embed_positions.weight)
         x = x.float().contiguous()
         prefills = recurrence.prefills
-        segments = torch.tensor([[s.start, s.length, s.source, s.target] for s in prefills])
+        segments = (ctypes.c_int64 * (4 * len(prefills)))(
+            *(n for s in prefills for n in (s.start, s.length, s.source, s.target))
+        )
         finite = torch.ones(len(x), dtype=torch.bool)
         pending = recurrence.pending or self._none_pending(len(recurrence.decode_source))
         batch = BatchStruct(
@@ -106,7 +108,7 @@ class CompiledDecoder:
             num_segments=len(prefills),
             source=recurrence.decode_source.data_ptr(),
             target=recurrence.decode_target.data_ptr(),
-            segments=segments.data_ptr(),
+            segments=ctypes.addressof(segments),
             states=recurrence.states.data_ptr(),
             layer_stride=recurrence.states.stride(0),
             finite=finite.data_ptr(),
