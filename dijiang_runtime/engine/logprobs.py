@@ -36,6 +36,7 @@ def raw_logprobs(
     rows: Seq[int] | None = None,
     *,
     kernels: LogitKernels | None,
+    largest: Tensor | None = None,
 ) -> list[RawLogprobs]:
     """Report the logprob of one token in each row, and of the likeliest tokens there.
 
@@ -45,6 +46,7 @@ def raw_logprobs(
         num_top: How many of the likeliest tokens to report for each row; at most V are.
         rows: Which rows; all of them where it is None.
         kernels: Those for logits on the CPU. None: torch does it.
+        largest: Of each panel of the logits, where that is known: `RowScan.largest`.
     """
     if kernels is None or not kernels.can_read(logits):
         logits = logits if rows is None else logits[list(rows)]
@@ -53,7 +55,8 @@ def raw_logprobs(
         return as_reported(token_ids, num_top, LogprobTensors(*found))
     most = min(max(num_top), logits.shape[1])
     places = range(len(logits)) if rows is None else rows
-    return _as_reported(token_ids, num_top, *kernels.logprobs(logits, places, token_ids, most))
+    found_here = kernels.logprobs(logits, places, token_ids, most, largest)
+    return _as_reported(token_ids, num_top, *found_here)
 
 
 def logprob_tensors(logits: Tensor, token_ids: Tensor, num_top: int) -> LogprobTensors:

@@ -173,7 +173,7 @@ class ModelRunner:
         if (kernels := self._sampler.kernels) is not None and kernels.can_read(hidden):
             rows_are = states_are.tolist()
             if not isinstance(self._model, CompiledDecoder):  # It has looked at both.
-                pairs = zip(kernels.scan_rows(hidden)[0], rows_are, strict=True)
+                pairs = zip(kernels.scan_rows(hidden).finite, rows_are, strict=True)
                 rows_are = [hidden_is and state_is for hidden_is, state_is in pairs]
             finite = _finite_items(rows, rows_are)
             return self._sample_on_host(items, rows, wanted, hidden, finite, kernels), finite
@@ -204,18 +204,17 @@ class ModelRunner:
             return {}
         last_rows = [rows[i].stop - 1 for i in wanted]
         if isinstance(self._model, CompiledDecoder):
-            logits, is_finite, likeliest = self._model.chosen_logits(hidden, last_rows)
+            logits, scan = self._model.chosen_logits(hidden, last_rows)
         else:
             logits = self.logits(take_rows(hidden, last_rows))
-            is_finite, likeliest = kernels.scan_rows(logits)
-        if not all(is_finite):
-            finite.difference_update(i for i, ok in zip(wanted, is_finite, strict=True) if not ok)
-            logits = logits[is_finite]
-            likeliest = [best for best, ok in zip(likeliest, is_finite, strict=True) if ok]
+            scan = kernels.scan_rows(logits)
+        if not all(scan.finite):
+            finite.difference_update(i for i, ok in zip(wanted, scan.finite, strict=True) if not ok)
+            logits, scan = logits[scan.finite], scan.of_finite()
             wanted = [i for i in wanted if i in finite]
         if not wanted:
             return {}
-        tokens = self._sampler.sample(logits, [items[i].sequence for i in wanted], likeliest)
+        tokens = self._sampler.sample(logits, [items[i].sequence for i in wanted], scan)
         return dict(zip(wanted, tokens, strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:

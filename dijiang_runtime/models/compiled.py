@@ -27,7 +27,8 @@ from dijiang_runtime.ops.cpu.library import (
     MatrixStruct,
     NormStruct,
 )
-from dijiang_runtime.ops.cpu.packed import WeightFormat, multiply_by
+from dijiang_runtime.ops.cpu.packed import PANEL_COLUMNS, WeightFormat, multiply_by
+from dijiang_runtime.ops.cpu.sampling import RowScan
 from dijiang_runtime.ops.linear import CHUNK_TILE, Tiles
 
 NUM_PENDING_TOKENS = 3
@@ -131,15 +132,14 @@ class CompiledDecoder:
             hidden = self.model.project_out(hidden)
         return multiply_by(self._head, hidden, self.config.vocab_size, self.context)
 
-    def chosen_logits(
-        self, hidden: Tensor, rows: Sequence[int]
-    ) -> tuple[Tensor, list[bool], list[int]]:
-        """Return the logits [n, V] of n rows of hidden states [N, D], and of each of these whether
-        all are finite, and which is the largest: the first among equals."""
+    def chosen_logits(self, hidden: Tensor, rows: Sequence[int]) -> tuple[Tensor, RowScan]:
+        """Return the logits [n, V] of n rows of hidden states [N, D], and what was found on the
+        way to them."""
         if self.model.has_projections:
             hidden = self.model.project_out(hidden)
-        num_rows = len(rows)
-        logits = torch.empty(num_rows, self.config.vocab_size)
+        num_rows, vocab_size = len(rows), self.config.vocab_size
+        logits = torch.empty(num_rows, vocab_size)
+        largest = torch.empty(num_rows, -(-vocab_size // PANEL_COLUMNS))
         finite, likeliest = (ctypes.c_bool * num_rows)(), (ctypes.c_int64 * num_rows)()
         self.context.kernels.dijiang_logits(
             self.context.handle,
@@ -149,10 +149,11 @@ class CompiledDecoder:
             num_rows,
             hidden.shape[1],
             logits.data_ptr(),
+            largest.data_ptr(),
             finite,
             likeliest,
         )
-        return logits, finite[:], likeliest[:]
+        return logits, RowScan(finite[:], likeliest[:], largest)
 
     def _none_pending(self, num_decodes: int) -> PendingTokens:
         none = torch.zeros(num_decodes, dtype=torch.int64)

@@ -25,7 +25,7 @@ from dijiang_runtime.ops.cpu.library import (
     is_available,
     targets,
 )
-from dijiang_runtime.ops.cpu.sampling import LogitKernels
+from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, RowScan
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import make_request, random_sampling
 
@@ -118,10 +118,18 @@ def random_case(rng: random.Random, vocab_size: int) -> tuple[torch.Tensor, Sequ
     return logits, make_sequence(params, prompt, output)
 
 
+def scan_of(logits: torch.Tensor) -> RowScan:
+    """What the vocabulary projection finds on its way."""
+    largest = torch.stack([panel.amax(dim=1) for panel in logits.split(64, dim=1)], dim=1)
+    likeliest = logits.numpy().argmax(axis=1).tolist()
+    return RowScan([True] * len(logits), likeliest, largest.contiguous())
+
+
+@pytest.mark.parametrize("is_scanned", [False, True])
 @pytest.mark.parametrize("target", [*targets(), NO_TARGET])
 @pytest.mark.parametrize("vocab_size", [400, 5003])
 def test_every_row_gets_the_token_of_the_reference(
-    vocab_size: int, target: str, monkeypatch: pytest.MonkeyPatch
+    vocab_size: int, target: str, is_scanned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TARGET_VARIABLE, target)
     rng = random.Random(vocab_size)
@@ -129,7 +137,8 @@ def test_every_row_gets_the_token_of_the_reference(
     expected = [reference_token(x.double().numpy(), sequence) for x, sequence in cases]
     logits = torch.stack([x for x, _ in cases])
 
-    sampled = Sampler(EOS, kernels()).sample(logits, [sequence for _, sequence in cases])
+    scan = scan_of(logits) if is_scanned else None
+    sampled = Sampler(EOS, kernels()).sample(logits, [sequence for _, sequence in cases], scan)
 
     assert [token.token_id for token in sampled] == expected
     # The cases are not all the easy one.
@@ -153,8 +162,10 @@ def test_a_row_is_sampled_the_same_in_any_batch(vocab_size: int, num_threads: in
         for size in (2, 17, 60):
             chosen = rng.sample(range(60), size)
             logits = torch.stack([cases[i][0] for i in chosen])
-            together = sampler.sample(logits, [cases[i][1] for i in chosen])
-            assert together == [alone[i] for i in chosen]
+            scan = scan_of(logits)
+            sequences = [cases[i][1] for i in chosen]
+            assert sampler.sample(logits.clone(), sequences) == [alone[i] for i in chosen]
+            assert sampler.sample(logits, sequences, scan) == [alone[i] for i in chosen]
     finally:
         torch.set_num_threads(num_threads_before)
 
@@ -329,9 +340,11 @@ def test_a_mask_leaves_the_tokens_whose_bit_is_set(
     expected = np.where(allowed, row.numpy(), -np.inf)
 
     mask = TokenMask.of(allowed.nonzero()[0].tolist(), len(row))
-    LogitKernels(context()).mask(row, mask.address)
+    adjustment = Adjustment(0, masks=[mask.address])
+    [likeliest] = LogitKernels(context()).adjust(row[None], [adjustment], least=-1e30)
 
     assert row.numpy().tolist() == expected.tolist()
+    assert likeliest == (int(expected.argmax()) if allowed.any() else 0)
 
 
 @pytest.mark.parametrize("target", targets())
@@ -345,7 +358,7 @@ def test_rows_that_are_not_finite_are_found_wherever_the_value_is(
     logits[3, 17] = -torch.inf
     logits[5, :] = torch.finfo(torch.float32).max
 
-    found, _ = LogitKernels(context()).scan_rows(logits)
+    found = LogitKernels(context()).scan_rows(logits).finite
 
     assert found == [False, True, False, False, True, True, True, True]
     assert found == logits.isfinite().all(dim=1).tolist()
@@ -362,12 +375,10 @@ def test_the_likeliest_token_is_found_wherever_it_is_the_first_among_equals(
     logits[0] = torch.finfo(torch.float32).min
     logits[1, -1] = 5000
 
-    finite, likeliest = LogitKernels(context()).scan_rows(logits)
-    _, some = LogitKernels(context()).scan_rows(logits, [7, 0, 7])
+    finite, likeliest, _ = LogitKernels(context()).scan_rows(logits)
 
     assert all(finite)
     assert likeliest == logits.numpy().argmax(axis=1).tolist()
-    assert some == [likeliest[7], likeliest[0], likeliest[7]]
 
 
 @pytest.mark.usefixtures("implementation")

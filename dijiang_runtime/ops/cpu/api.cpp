@@ -95,12 +95,14 @@ void dijiang_multiply(Context *c, const Matrix *m, const float *x, int64_t rows,
     c->kernels.multiply(c->team, c->workspace, *m, x, rows, in_features, out);
 }
 
-// The logits [rows, vocabulary] of the chosen rows of x [*, in_features], and of each row whether they
-// are finite and which is the largest, the first among equals.
+// The logits [rows, vocabulary] of the chosen rows of x [*, in_features], the largest of each panel,
+// and of each row whether they are finite and which is the largest, the first among equals.
 void dijiang_logits(Context *c, const Matrix *m, const float *x, const int64_t *chosen, int64_t rows,
-                    int64_t in_features, float *out, uint8_t *finite, int64_t *likeliest) {
+                    int64_t in_features, float *out, float *largest, uint8_t *finite,
+                    int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.logits(c->team, c->workspace, *m, x, chosen, rows, in_features, out, finite, likeliest);
+    c->kernels.logits(c->team, c->workspace, *m, x, chosen, rows, in_features, out, largest, finite,
+                      likeliest);
 }
 
 void dijiang_forward(Context *c, const Decoder *decoder, const Batch *batch) {
@@ -113,11 +115,12 @@ void dijiang_recurrent_step(Context *c, const RecurrentStep *step) {
     c->kernels.recurrent_step(c->team, *step);
 }
 
-// tokens[i] is drawn as draws[i] says, from that row of logits [*, vocab_size].
-void dijiang_draw(Context *c, const float *logits, int64_t vocab_size, const Draw *draws,
-                  int64_t num_draws, int64_t *tokens) {
+// tokens[i] is drawn as draws[i] says, from that row of logits [*, vocab_size]. `largest` is what
+// dijiang_logits has found, kept up to date by dijiang_adjust, or null.
+void dijiang_draw(Context *c, const float *logits, const float *largest, int64_t vocab_size,
+                  const Draw *draws, int64_t num_draws, int64_t *tokens) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.draw(c->team, c->workspace, logits, vocab_size, draws, num_draws, tokens);
+    c->kernels.draw(c->team, c->workspace, logits, largest, vocab_size, draws, num_draws, tokens);
 }
 
 void dijiang_logprobs(Context *c, const LogprobQuery *query) {
@@ -125,21 +128,19 @@ void dijiang_logprobs(Context *c, const LogprobQuery *query) {
     c->kernels.logprobs(c->team, c->workspace, *query);
 }
 
-// Of all rows where `rows` is null.
-void dijiang_scan_rows(Context *c, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
-                       uint8_t *finite, int64_t *likeliest) {
+// Of each row of x [num_rows, n]: whether it is finite, and which is the largest number, the first
+// among equals.
+void dijiang_scan_rows(Context *c, const float *x, int64_t num_rows, int64_t n, uint8_t *finite,
+                       int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.scan_rows(c->team, x, rows, num_rows, n, finite, likeliest);
+    c->kernels.scan_rows(c->team, x, num_rows, n, finite, likeliest);
 }
 
-// logits [vocab_size], in place.
-void dijiang_penalise(Context *c, float *logits, const Penalties *penalties) {
-    c->kernels.penalise(logits, *penalties);
-}
-
-// logits [vocab_size], in place. One bit for each token, the first in the lowest.
-void dijiang_mask(Context *c, float *logits, int64_t vocab_size, const uint32_t *bits) {
-    c->kernels.mask(logits, vocab_size, bits);
+// Rows of logits [*, vocab_size] in place, and of each of them the likeliest token.
+void dijiang_adjust(Context *c, float *logits, float *largest, int64_t vocab_size,
+                    const Adjustment *adjustments, int64_t count, int64_t *likeliest) {
+    const Turn turn(c->team.one_at_a_time());
+    c->kernels.adjust(c->team, c->workspace, logits, largest, vocab_size, adjustments, count, likeliest);
 }
 
 }  // extern "C"

@@ -16,4 +16,4 @@
 #include "sampling.inl"
 
 static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, logits, forward, recurrent_step, draw,
-                                  logprobs, scan_rows, penalise, mask};
+                                  logprobs, scan_rows, adjust};

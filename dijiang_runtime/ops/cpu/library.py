@@ -103,9 +103,21 @@ class PenaltiesStruct(_Struct):
     ]
 
 
+class AdjustmentStruct(_Struct):
+    _fields_ = [
+        ("row", c_int64),
+        *_fields(c_void_p, "biased bias"),
+        ("num_biased", c_int64),
+        ("suppressed", c_void_p),
+        ("num_suppressed", c_int64),
+        ("penalties", PenaltiesStruct),
+        ("masks", 2 * c_void_p),
+    ]
+
+
 class LogprobStruct(_Struct):
     _fields_ = [
-        *_fields(c_void_p, "logits rows tokens"),
+        *_fields(c_void_p, "logits largest rows tokens"),
         *_fields(c_int64, "num_rows vocab_size num_top"),
         *_fields(c_void_p, "chosen top_ids top"),
     ]
@@ -146,16 +158,21 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
                 POINTER(MatrixStruct),
                 *2 * [c_void_p],
                 *2 * [c_int64],
-                *3 * [c_void_p],
+                *4 * [c_void_p],
             ],
         ),
         "forward": (None, [c_void_p, POINTER(DecoderStruct), POINTER(BatchStruct)]),
         "recurrent_step": (None, [c_void_p, POINTER(StepStruct)]),
-        "draw": (None, [c_void_p, c_void_p, c_int64, POINTER(DrawStruct), c_int64, c_void_p]),
+        "draw": (
+            None,
+            [*3 * [c_void_p], c_int64, POINTER(DrawStruct), c_int64, c_void_p],
+        ),
         "logprobs": (None, [c_void_p, POINTER(LogprobStruct)]),
-        "scan_rows": (None, [*3 * [c_void_p], c_int64, c_int64, c_void_p, c_void_p]),
-        "penalise": (None, [c_void_p, c_void_p, POINTER(PenaltiesStruct)]),
-        "mask": (None, [c_void_p, c_void_p, c_int64, c_void_p]),
+        "scan_rows": (None, [*2 * [c_void_p], c_int64, c_int64, c_void_p, c_void_p]),
+        "adjust": (
+            None,
+            [*3 * [c_void_p], c_int64, POINTER(AdjustmentStruct), c_int64, c_void_p],
+        ),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(kernels, f"dijiang_{name}")

@@ -20,8 +20,10 @@ static void find_likeliest(const float *row, int64_t n, const float *largest, ui
     *likeliest = std::find(row + panel * kPanelColumns, row + end - 1, best) - row;
 }
 
+// What is found on the way, where anybody wants to know: `largest` of each panel, [rows, panels].
 struct Likeliest {
-    uint8_t *finite;  // [rows], and null where nobody wants to know.
+    float *largest;
+    uint8_t *finite;  // [rows]
     int64_t *token;   // [rows]
 };
 
@@ -30,15 +32,12 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
                              const int64_t *chosen, int64_t rows, int64_t in_features, float *out,
                              const Likeliest &likeliest) {
     const int64_t num_panels = m.num_panels();
-    Output output{out, m.columns};
-    const EncodedRows encoded = workspace.lay_out([&](Arena &a) {
-        if (likeliest.finite) output.largest = a.take<float>(rows * num_panels);
-        return take_rows(a, rows, in_features, m.format);
-    });
-    output.num_panels = num_panels;
+    const EncodedRows encoded =
+        workspace.lay_out([&](Arena &a) { return take_rows(a, rows, in_features, m.format); });
     const bool lines = reinterpret_cast<uintptr_t>(out) % (sizeof(float) * kLanes) == 0 &&
                        m.columns % kLanes == 0;
-    output.streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
+    const bool streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
+    const Output output{out, m.columns, streamed, likeliest.largest, num_panels};
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
         team.for_runs(rows, kRowRun, [&](int64_t row, int) {
@@ -46,12 +45,12 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
         });
         team.for_runs(num_panels, kPanelRun, [&](int64_t panel, int) {
             multiply_panel<Chosen>(m, panel, encoded, rows, output);
-            if (output.streamed) fence();
+            if (streamed) fence();
         });
     });
-    if (!likeliest.finite) return;
+    if (!likeliest.largest) return;
     team.for_runs(rows, kRowRun, [&](int64_t row, int) {
-        find_likeliest(out + row * m.columns, m.columns, output.largest + row * num_panels,
+        find_likeliest(out + row * m.columns, m.columns, likeliest.largest + row * num_panels,
                        likeliest.finite + row, likeliest.token + row);
     });
 }
@@ -64,6 +63,7 @@ static void multiply(Team &team, Workspace &workspace, const Matrix &m, const fl
 // The logits of some rows of x and, found on the way, the likeliest token of each.
 static void logits(Team &team, Workspace &workspace, const Matrix &m, const float *x,
                    const int64_t *chosen, int64_t rows, int64_t in_features, float *out,
-                   uint8_t *finite, int64_t *likeliest) {
-    multiply_rows_of(team, workspace, m, x, chosen, rows, in_features, out, {finite, likeliest});
+                   float *largest, uint8_t *finite, int64_t *likeliest) {
+    multiply_rows_of(team, workspace, m, x, chosen, rows, in_features, out,
+                     {largest, finite, likeliest});
 }

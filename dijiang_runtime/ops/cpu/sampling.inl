@@ -1,7 +1,9 @@
 // Rows of logits to tokens and logprobs. A row is worked on by one thread and added up in one fixed
 // order, so what comes out depends neither on its neighbours nor on the number of threads.
 
-constexpr int64_t kBlock = 128;  // Logits that are looked at together, or skipped together.
+// Logits that are looked at together, or skipped together: those of a panel, whose largest is known
+// where the logits were made here.
+constexpr int64_t kBlock = kPanelColumns;
 
 static inline int64_t lowest_bit(uint32_t bits) {
 #if defined(__GNUC__)
@@ -15,65 +17,81 @@ static inline int64_t lowest_bit(uint32_t bits) {
 
 static inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
-// A row of logits, and the largest of each block of it.
+// A row of logits, and the largest of each block of it. Where that is -infinity nothing in the block
+// may be drawn, whatever is in it.
 struct LogitRow {
     const float *x;
     int64_t n;
-    float *block_largest;
+    const float *block_largest;
     float largest;
 
     int64_t num_blocks() const { return blocks_of(n); }
     int64_t block_end(int64_t b) const { return (b + 1) * kBlock < n ? (b + 1) * kBlock : n; }
+    bool is_empty(int64_t b) const { return block_largest[b] == kNone; }
 };
 
-static LogitRow read_row(const float *x, int64_t n, float *memory) {
-    LogitRow row{x, n, memory, kNone};
+static inline float largest_of_block(const float *x, int64_t n, int64_t b) {
+    const int64_t start = b * kBlock;
+    Vec v = broadcast(kNone);
+    for_lanes(std::min(n - start, kBlock), [&](int64_t i, int64_t count) {
+        v = max(v, load_some(x + start + i, count, kNone));
+    });
+    return largest_lane(v);
+}
+
+// `known` is the largest of each block, or null.
+static LogitRow read_row(const float *x, int64_t n, const float *known, float *memory) {
+    LogitRow row{x, n, known ? known : memory, kNone};
     for (int64_t b = 0; b < row.num_blocks(); ++b) {
-        const int64_t start = b * kBlock;
-        Vec v = broadcast(kNone);
-        for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
-            v = max(v, load_some(x + start + i, count, kNone));
-        });
-        memory[b] = largest_lane(v);
-        row.largest = memory[b] > row.largest ? memory[b] : row.largest;
+        if (!known) memory[b] = largest_of_block(x, n, b);
+        row.largest = std::max(row.largest, row.block_largest[b]);
     }
     return row;
 }
 
 // e^((x - largest) / temperature), and 0 where that is below e^-87.
-static inline Vec weights(Vec x, float largest, float temperature) {
-    const Vec exponent = mul(sub(x, broadcast(largest)), broadcast(1.0f / temperature));
-    // `exponential` goes no lower than this, and masked logits must weigh nothing.
-    const Vec least = exponential(broadcast(-87.0f));
-    const Vec weight = exponential(exponent);
-    return max(broadcast(0.0f), sub(weight, least));
-}
+class Weights {
+public:
+    Weights(float largest, float temperature)
+        : largest_(broadcast(largest)),
+          inverse_(broadcast(1.0f / temperature)),
+          // `exponential` goes no lower than this, and masked logits must weigh nothing.
+          least_(exponential(broadcast(-87.0f))) {}
+
+    Vec of(Vec x) const {
+        return max(broadcast(0.0f), sub(exponential(mul(sub(x, largest_), inverse_)), least_));
+    }
+
+private:
+    const Vec largest_, inverse_, least_;
+};
 
 // The sum of a block's weights.
-static inline double block_mass(const LogitRow &row, int64_t b, float temperature) {
+static inline double block_mass(const LogitRow &row, int64_t b, const Weights &weights) {
     const int64_t start = b * kBlock;
     Vec total = broadcast(0.0f);
     for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
-        const Vec x = load_some(row.x + start + i, count, kNone);
-        total = add(total, weights(x, row.largest, temperature));
+        total = add(total, weights.of(load_some(row.x + start + i, count, kNone)));
     });
     return sum_lanes(total);
 }
 
 static double mass_of_row(const LogitRow &row, float temperature, double *block_masses) {
+    const Weights weights(row.largest, temperature);
     double mass = 0.0;
     for (int64_t b = 0; b < row.num_blocks(); ++b) {
-        block_masses[b] = block_mass(row, b, temperature);
+        block_masses[b] = row.is_empty(b) ? 0.0 : block_mass(row, b, weights);
         mass += block_masses[b];
     }
     return mass;
 }
 
 static void weigh(Candidate *c, int64_t n, float largest, float temperature) {
+    const Weights weights(largest, temperature);
     for_lanes(n, [&](int64_t i, int64_t count) {
         alignas(64) float x[kLanes] = {};
         for (int64_t j = 0; j < count; ++j) x[j] = c[i + j].logit;
-        store(x, weights(load(x), largest, temperature));
+        store(x, weights.of(load(x)));
         for (int64_t j = 0; j < count; ++j) c[i + j].weight = x[j];
     });
 }
@@ -82,7 +100,7 @@ static void weigh(Candidate *c, int64_t n, float largest, float temperature) {
 static int64_t gather(const LogitRow &row, float least, Candidate *found) {
     int64_t n = 0;
     for (int64_t b = 0; b < row.num_blocks(); ++b) {
-        if (row.block_largest[b] < least) continue;
+        if (row.block_largest[b] < least || row.is_empty(b)) continue;
         const int64_t start = b * kBlock;
         for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
             uint32_t found_here = reaching(load_some(row.x + start + i, count), broadcast(least));
@@ -96,7 +114,7 @@ static int64_t gather(const LogitRow &row, float least, Candidate *found) {
     return n;
 }
 
-// The k likeliest tokens, in no order; among equals the first.
+// The k likeliest tokens, or all that there are, in no order; among equals the first.
 static int64_t gather_top(const LogitRow &row, int64_t k, Candidate *found, float *spare) {
     float least = kNone;
     if (k <= row.num_blocks()) {
@@ -105,8 +123,9 @@ static int64_t gather_top(const LogitRow &row, int64_t k, Candidate *found, floa
         std::nth_element(spare, spare + k - 1, spare + row.num_blocks(), std::greater<float>());
         least = spare[k - 1];
     }
-    select(found, gather(row, least, found), k);
-    return k;
+    const int64_t n = gather(row, least, found);
+    select(found, n, k);
+    return std::min(n, k);
 }
 
 // What one thread works with.
@@ -135,13 +154,14 @@ static int64_t draw_whole(const LogitRow &row, float temperature, double uniform
     double mass = 0.0;
     int64_t b = 0, last = -1;
     while (b < row.num_blocks() - 1 && mass + masses[b] <= point) mass += masses[b++];
+    const Weights weights(row.largest, temperature);
     // The block's own numbers, one by one, may add up to a little less than their sum by lanes.
     alignas(64) float weight[kLanes];
     for (int64_t i = b * kBlock; i < row.block_end(b); ++i) {
         const int64_t lane = (i - b * kBlock) % kLanes;
         if (lane == 0) {
             const int64_t count = row.block_end(b) - i < kLanes ? row.block_end(b) - i : kLanes;
-            store(weight, weights(load_some(row.x + i, count, kNone), row.largest, temperature));
+            store(weight, weights.of(load_some(row.x + i, count, kNone)));
         }
         mass += weight[lane];
         if (weight[lane] > 0.0f) last = i;
@@ -201,18 +221,26 @@ static void for_rows(Team &team, Workspace &workspace, int64_t rows, int64_t n, 
     team.for_each(rows, [&](int64_t row, int member) { f(row, memory.of(member, n)); });
 }
 
-static void draw(Team &team, Workspace &workspace, const float *logits, int64_t n,
+// Where the largest of each block of a row is known, or null.
+static inline const float *known_of(const float *largest, int64_t row, int64_t n) {
+    return largest ? largest + row * blocks_of(n) : nullptr;
+}
+
+static void draw(Team &team, Workspace &workspace, const float *logits, const float *largest, int64_t n,
                  const Draw *draws, int64_t num_draws, int64_t *tokens) {
     for_rows(team, workspace, num_draws, n, [&](int64_t i, const SamplingMemory &memory) {
-        const LogitRow row = read_row(logits + draws[i].row * n, n, memory.block_largest);
-        tokens[i] = draw_token(row, draws[i], memory);
+        const int64_t row = draws[i].row;
+        tokens[i] = draw_token(
+            read_row(logits + row * n, n, known_of(largest, row, n), memory.block_largest), draws[i],
+            memory);
     });
 }
 
 static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
     for_rows(team, workspace, q.num_rows, q.vocab_size, [&](int64_t i, const SamplingMemory &memory) {
         const float *x = q.logits + q.rows[i] * q.vocab_size;
-        const LogitRow row = read_row(x, q.vocab_size, memory.block_largest);
+        const LogitRow row = read_row(x, q.vocab_size, known_of(q.largest, q.rows[i], q.vocab_size),
+                                      memory.block_largest);
         const double log_sum = row.largest + std::log(mass_of_row(row, 1.0f, memory.block_masses));
         q.chosen[i] = static_cast<float>(x[q.tokens[i]] - log_sum);
         if (q.num_top == 0) return;
@@ -255,10 +283,10 @@ static void scan_row(const float *x, int64_t n, uint8_t *finite, int64_t *likeli
     }
 }
 
-static void scan_rows(Team &team, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
-                      uint8_t *finite, int64_t *likeliest) {
+static void scan_rows(Team &team, const float *x, int64_t num_rows, int64_t n, uint8_t *finite,
+                      int64_t *likeliest) {
     team.for_each(num_rows, [&](int64_t i, int) {
-        scan_row(x + (rows ? rows[i] : i) * n, n, finite + i, likeliest + i);
+        scan_row(x + i * n, n, finite + i, likeliest + i);
     });
 }
 
@@ -271,14 +299,72 @@ static void penalise(float *x, const Penalties &p) {
     }
 }
 
-// Leave the logits whose bit is set, and make all others -infinity.
-static void mask(float *x, int64_t n, const uint32_t *bits) {
-    for (int64_t start = 0; start < n; start += 32) {
-        const uint32_t word = bits[start / 32];
-        const int64_t count = n - start < 32 ? n - start : 32;
-        if (word == 0xffffffffu) continue;
-        for (int64_t i = 0; i < count; ++i) {
-            x[start + i] = (word >> i) & 1u ? x[start + i] : kNone;
+// Make the logits of block b whose bit is not set -infinity. Where `largest` is known, a block of
+// which nothing is left is left as it is.
+static void mask_block(float *x, int64_t n, int64_t b, const uint32_t *bits, float *largest) {
+    constexpr int64_t words = kBlock / 32;
+    const int64_t num_words = std::min((n + 31) / 32 - b * words, words);
+    bool is_whole = true, is_empty = true;
+    for (int64_t w = 0; w < num_words; ++w) {
+        const uint32_t word = bits[b * words + w];
+        is_whole &= word == 0xffffffffu;
+        is_empty &= word == 0;
+    }
+    if (is_whole) return;
+    if (is_empty && largest) {
+        largest[b] = kNone;
+        return;
+    }
+    for (int64_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i) {
+        x[i] = (bits[i / 32] >> i % 32) & 1u ? x[i] : kNone;
+    }
+    if (largest && largest[b] != kNone) largest[b] = largest_of_block(x, n, b);
+}
+
+// `changed` has room for a byte of each block.
+static void adjust_row(float *x, int64_t n, float *largest, const Adjustment &a, uint8_t *changed) {
+    std::memset(changed, 0, blocks_of(n));
+    const auto mark = [&](const int64_t *tokens, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) changed[tokens[i] / kBlock] = 1;
+    };
+    for (int64_t i = 0; i < a.num_biased; ++i) x[a.biased[i]] += a.bias[i];
+    mark(a.biased, a.num_biased);
+    for (int64_t i = 0; i < a.num_suppressed; ++i) x[a.suppressed[i]] = a.penalties.least;
+    mark(a.suppressed, a.num_suppressed);
+    penalise(x, a.penalties);
+    mark(a.penalties.tokens, a.penalties.num_tokens);
+    for (int64_t b = 0; b < blocks_of(n); ++b) {
+        if (largest && changed[b]) largest[b] = largest_of_block(x, n, b);
+        for (const uint32_t *bits : a.masks) {
+            if (bits) mask_block(x, n, b, bits, largest);
         }
     }
+}
+
+// The first of the largest numbers of a row, or the first of all where there is none.
+static int64_t likeliest_of(const LogitRow &row) {
+    for (int64_t b = 0; b < row.num_blocks() && row.largest > kNone; ++b) {
+        if (row.block_largest[b] < row.largest) continue;
+        return std::find(row.x + b * kBlock, row.x + row.block_end(b) - 1, row.largest) - row.x;
+    }
+    return 0;
+}
+
+static void adjust(Team &team, Workspace &workspace, float *logits, float *largest, int64_t n,
+                   const Adjustment *adjustments, int64_t count, int64_t *likeliest) {
+    const int64_t blocks = blocks_of(n);
+    struct Memory {
+        uint8_t *changed;
+        float *largest;
+    };
+    const Memory memory = workspace.lay_out([&](Arena &a) {
+        return Memory{a.take<uint8_t>(blocks * team.size()), a.take<float>(blocks * team.size())};
+    });
+    team.for_each(count, [&](int64_t i, int member) {
+        const int64_t row = adjustments[i].row;
+        float *known = largest ? largest + row * blocks : nullptr;
+        adjust_row(logits + row * n, n, known, adjustments[i], memory.changed + member * blocks);
+        likeliest[i] =
+            likeliest_of(read_row(logits + row * n, n, known, memory.largest + member * blocks));
+    });
 }

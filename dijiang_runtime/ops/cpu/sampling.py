@@ -5,12 +5,21 @@ n rows    V vocabulary
 
 import ctypes
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dijiang_runtime.ops.cpu.library import Context, DrawStruct, LogprobStruct, PenaltiesStruct
+from dijiang_runtime.ops.cpu.library import (
+    AdjustmentStruct,
+    Context,
+    DrawStruct,
+    LogprobStruct,
+)
+from dijiang_runtime.ops.cpu.packed import address
 
 
 class DrawParams(Protocol):
@@ -47,6 +56,62 @@ class TokensSeen(Protocol):
         ...
 
 
+class RowScan(NamedTuple):
+    """What a pass over n rows of logits has found."""
+
+    finite: list[bool]
+    """Which rows hold finite values alone."""
+    likeliest: list[int]
+    """Where each row has its largest, the first among equals."""
+    largest: Tensor | None
+    """The largest of each panel of a row, float32 [n, panels], where it was found on the way. It
+    spares others to read the row."""
+
+    def of_finite(self) -> "RowScan":
+        """Of those rows alone that are finite."""
+        likeliest = [best for best, ok in zip(self.likeliest, self.finite, strict=True) if ok]
+        largest = None if self.largest is None else self.largest[self.finite]
+        return RowScan([True] * len(likeliest), likeliest, largest)
+
+
+@dataclass(slots=True)
+class Adjustment:
+    """What changes a row of logits, in this order."""
+
+    row: int
+    biases: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
+    """Tokens, each once, and what is added to each."""
+    suppressed: Sequence[int] = ()
+    """Tokens whose logits become `least`."""
+    penalties: PenaltyParams | None = None
+    seen: TokensSeen | None = None
+    """What the penalties look at."""
+    masks: Sequence[int] = ()
+    """Addresses of up to two sets of tokens that may come, one bit for each, in numbers of 32, from
+    the lowest of the first number on. All others become -infinity."""
+
+    def write_to(self, struct: AdjustmentStruct, least: float) -> object:
+        """Tell the kernels. What is returned must live until they have read it."""
+        struct.row = self.row
+        if self.biases is not None:
+            ids, added = self.biases
+            struct.biased, struct.bias = ids.ctypes.data, added.ctypes.data
+            struct.num_biased = len(ids)
+        suppressed = _integers(self.suppressed)
+        struct.suppressed, struct.num_suppressed = ctypes.addressof(suppressed), len(suppressed)
+        struct.penalties.least = least
+        if self.penalties is not None and self.seen is not None:
+            penalties, params = struct.penalties, self.penalties
+            penalties.tokens, penalties.counts = self.seen.addresses
+            penalties.num_tokens = len(self.seen)
+            penalties.repetition = params.repetition_penalty
+            penalties.frequency = params.frequency_penalty
+            penalties.presence = params.presence_penalty
+        for i, mask in enumerate(self.masks):
+            struct.masks[i] = mask
+        return suppressed
+
+
 class LogitKernels:
     """What the compiled kernels do to rows of logits, in the threads of a context."""
 
@@ -64,11 +129,13 @@ class LogitKernels:
         rows: Sequence[int],
         params: Sequence[DrawParams],
         uniforms: Sequence[float],
+        largest: Tensor | None = None,
     ) -> list[int]:
         """Draw one token from each of these rows of logits [n, V], at temperatures above 0.
 
         Args:
             uniforms: One number in [0, 1) for each of them.
+            largest: Of each panel of all rows of the logits, where that is known.
         """
         logits = logits.contiguous()
         draws = (DrawStruct * len(rows))(
@@ -80,12 +147,23 @@ class LogitKernels:
         tokens = (ctypes.c_int64 * len(rows))()
         here = self.context
         here.kernels.dijiang_draw(
-            here.handle, logits.data_ptr(), logits.shape[1], draws, len(rows), tokens
+            here.handle,
+            logits.data_ptr(),
+            address(largest),
+            logits.shape[1],
+            draws,
+            len(rows),
+            tokens,
         )
         return tokens[:]
 
     def logprobs(
-        self, logits: Tensor, rows: Sequence[int], token_ids: Sequence[int], num_top: int
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        token_ids: Sequence[int],
+        num_top: int,
+        largest: Tensor | None = None,
     ) -> tuple[list[float], list[list[int]], list[list[float]]]:
         """The logprob of one token in each of these rows of logits [n, V], and of the likeliest.
 
@@ -99,6 +177,7 @@ class LogitKernels:
         top_ids = (ctypes.c_int64 * size)()
         query = LogprobStruct(
             logits=logits.data_ptr(),
+            largest=address(largest),
             rows=ctypes.addressof(places := _integers(rows)),
             tokens=ctypes.addressof(tokens := _integers(token_ids)),
             num_rows=num_rows,
@@ -114,52 +193,52 @@ class LogitKernels:
         ends = [(i * num_top, (i + 1) * num_top) for i in range(num_rows)]
         return chosen[:], [top_ids[a:b] for a, b in ends], [top[a:b] for a, b in ends]
 
-    def scan_rows(
-        self, x: Tensor, rows: Sequence[int] | None = None
-    ) -> tuple[list[bool], list[int]]:
-        """In one pass over rows of x [n, V], all where they are None: which hold finite values
-        alone, and where each has its largest, the first among equals."""
+    def scan_rows(self, x: Tensor) -> RowScan:
+        """Find out which rows of x [n, V] are finite, and where each has its largest."""
         x = x.contiguous()
-        num_rows = len(x) if rows is None else len(rows)
+        num_rows = len(x)
         finite, likeliest = (ctypes.c_bool * num_rows)(), (ctypes.c_int64 * num_rows)()
         here = self.context
         here.kernels.dijiang_scan_rows(
-            here.handle,
-            x.data_ptr(),
-            None if rows is None else _integers(rows),
-            num_rows,
-            x.shape[1],
-            finite,
-            likeliest,
+            here.handle, x.data_ptr(), num_rows, x.shape[1], finite, likeliest
         )
-        return finite[:], likeliest[:]
+        return RowScan(finite[:], likeliest[:], None)
 
-    def penalise(
-        self, row: Tensor, seen: TokensSeen, params: PenaltyParams, *, least: float
-    ) -> None:
-        """Apply the penalties to logits [V], in place. No logit becomes smaller than `least`."""
-        tokens, counts = seen.addresses
-        penalties = PenaltiesStruct(
-            tokens=tokens,
-            counts=counts,
-            num_tokens=len(seen),
-            repetition=params.repetition_penalty,
-            frequency=params.frequency_penalty,
-            presence=params.presence_penalty,
-            least=least,
-        )
-        here = self.context
-        here.kernels.dijiang_penalise(here.handle, row.data_ptr(), ctypes.byref(penalties))
+    def adjust(
+        self,
+        logits: Tensor,
+        adjustments: Sequence[Adjustment],
+        largest: Tensor | None = None,
+        *,
+        least: float,
+    ) -> list[int]:
+        """Change rows of logits [n, V] in place, and return the likeliest token of each of them.
 
-    def mask(self, row: Tensor, allowed: int) -> None:
-        """Make the logits [V] of all tokens whose bit is not set -infinity, in place.
+        Where `largest` is given it is kept up to date, and says alone where a panel has become
+        -infinity: then the logits there are left as they are.
 
         Args:
-            allowed: The address of the bits, one for each token, in numbers of 32, from the lowest
-                of the first number on.
+            least: No logit becomes smaller by a penalty.
         """
+        assert logits.is_contiguous()
+        structs = (AdjustmentStruct * len(adjustments))()
+        kept = [
+            adjustment.write_to(struct, least)
+            for adjustment, struct in zip(adjustments, structs, strict=True)
+        ]
+        likeliest = (ctypes.c_int64 * len(adjustments))()
         here = self.context
-        here.kernels.dijiang_mask(here.handle, row.data_ptr(), len(row), allowed)
+        here.kernels.dijiang_adjust(
+            here.handle,
+            logits.data_ptr(),
+            address(largest),
+            logits.shape[1],
+            structs,
+            len(adjustments),
+            likeliest,
+        )
+        del kept
+        return likeliest[:]
 
 
 def _integers(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":

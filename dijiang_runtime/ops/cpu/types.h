@@ -100,6 +100,7 @@ struct Draw {
 // The logprobs of one token of each row, and of the likeliest there.
 struct LogprobQuery {
     const float *logits;    // [*, vocab_size]
+    const float *largest;   // Of each panel, [*, panels], or null.
     const int64_t *rows;    // [num_rows], which of them
     const int64_t *tokens;  // [num_rows]
     int64_t num_rows, vocab_size, num_top;
@@ -118,6 +119,18 @@ struct Penalties {
     float least;  // No logit becomes smaller.
 };
 
+// What a sequence's parameters change about a row of logits, in this order.
+struct Adjustment {
+    int64_t row;
+    const int64_t *biased;
+    const float *bias;  // Is added.
+    int64_t num_biased;
+    const int64_t *suppressed;  // Become the least that penalties leave.
+    int64_t num_suppressed;
+    Penalties penalties;
+    const uint32_t *masks[2];  // One bit for each token that may come, the first in the lowest; or null.
+};
+
 class Team;
 class Workspace;
 
@@ -127,16 +140,17 @@ struct Kernels {
     void (*multiply)(Team &, Workspace &, const Matrix &, const float *x, int64_t rows,
                      int64_t in_features, float *out);
     void (*logits)(Team &, Workspace &, const Matrix &, const float *x, const int64_t *chosen,
-                   int64_t rows, int64_t in_features, float *out, uint8_t *finite, int64_t *likeliest);
+                   int64_t rows, int64_t in_features, float *out, float *largest, uint8_t *finite,
+                   int64_t *likeliest);
     void (*forward)(Team &, Workspace &, const Decoder &, const Batch &);
     void (*recurrent_step)(Team &, const RecurrentStep &);
-    void (*draw)(Team &, Workspace &, const float *logits, int64_t vocab_size, const Draw *draws,
-                 int64_t num_draws, int64_t *tokens);
+    void (*draw)(Team &, Workspace &, const float *logits, const float *largest, int64_t vocab_size,
+                 const Draw *draws, int64_t num_draws, int64_t *tokens);
     void (*logprobs)(Team &, Workspace &, const LogprobQuery &);
-    void (*scan_rows)(Team &, const float *x, const int64_t *rows, int64_t num_rows, int64_t n,
-                      uint8_t *finite, int64_t *likeliest);
-    void (*penalise)(float *logits, const Penalties &);
-    void (*mask)(float *logits, int64_t vocab_size, const uint32_t *bits);
+    void (*scan_rows)(Team &, const float *x, int64_t num_rows, int64_t n, uint8_t *finite,
+                      int64_t *likeliest);
+    void (*adjust)(Team &, Workspace &, float *logits, float *largest, int64_t vocab_size,
+                   const Adjustment *, int64_t count, int64_t *likeliest);
 };
 
 // Null where the compiler cannot make them.
