@@ -14,7 +14,7 @@ from dijiang_runtime.engine.exact import log_sum_exp
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence
 from dijiang_runtime.engine.transfers import to_device, to_host
-from dijiang_runtime.ops.cpu.sampling import LogitKernels
+from dijiang_runtime.ops.cpu.sampling import LogitKernels, Panels
 from dijiang_runtime.ops.linear import CHUNK_TILE
 
 
@@ -36,7 +36,7 @@ def raw_logprobs(
     rows: Seq[int] | None = None,
     *,
     kernels: LogitKernels | None,
-    largest: Tensor | None = None,
+    panels: Panels | None = None,
 ) -> list[RawLogprobs]:
     """Report the logprob of one token in each row, and of the likeliest tokens there.
 
@@ -46,7 +46,7 @@ def raw_logprobs(
         num_top: How many of the likeliest tokens to report for each row; at most V are.
         rows: Which rows; all of them where it is None.
         kernels: Those for logits on the CPU. None: torch does it.
-        largest: Of each panel of the logits, where that is known: `RowScan.largest`.
+        panels: What is known of those of the logits, if anything.
     """
     if kernels is None or not kernels.can_read(logits):
         logits = logits if rows is None else logits[list(rows)]
@@ -55,7 +55,7 @@ def raw_logprobs(
         return as_reported(token_ids, num_top, LogprobTensors(*found))
     most = min(max(num_top), logits.shape[1])
     places = range(len(logits)) if rows is None else rows
-    found_here = kernels.logprobs(logits, places, token_ids, most, largest)
+    found_here = kernels.logprobs(logits, places, token_ids, most, panels)
     return _as_reported(token_ids, num_top, *found_here)
 
 

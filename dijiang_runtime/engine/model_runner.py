@@ -16,7 +16,7 @@ from dijiang_runtime.engine.device_sampler import finite_rows
 from dijiang_runtime.engine.embedding import pool_hidden
 from dijiang_runtime.engine.grammar import GrammarState, fill_masks
 from dijiang_runtime.engine.logprobs import chunk_logprobs
-from dijiang_runtime.engine.sampler import Sampler
+from dijiang_runtime.engine.sampler import Sampler, mass_temperature
 from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, Sequence, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
@@ -204,7 +204,8 @@ class ModelRunner:
             return {}
         last_rows = [rows[i].stop - 1 for i in wanted]
         if isinstance(self._model, CompiledDecoder):
-            logits, scan = self._model.chosen_logits(hidden, last_rows)
+            temperatures = [mass_temperature(items[i].sequence) for i in wanted]
+            logits, scan = self._model.chosen_logits(hidden, last_rows, temperatures)
         else:
             logits = self.logits(take_rows(hidden, last_rows))
             scan = kernels.scan_rows(logits)

@@ -21,6 +21,14 @@ from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, RowScan
 from dijiang_runtime.request import NO_LOGPROBS
 
 
+def mass_temperature(sequence: Sequence) -> float:
+    """The temperature at which the sampler wants the masses of a row's logits; 0: it does not."""
+    params = sequence.request.sampling
+    if not params.is_greedy and params.top_k <= 0 and params.min_p == 0.0:
+        return params.temperature
+    return 1.0 if params.logprobs != NO_LOGPROBS else 0.0
+
+
 class Sampler:
     """Chooses the next token of every row. Keeps nothing between calls."""
 
@@ -44,24 +52,24 @@ class Sampler:
         if (kernels := self.kernels) is None or not kernels.can_read(logits):
             return self.on_device.launch(logits, sequences).read()[0]
         scan = scan or kernels.scan_rows(logits)
-        largest = scan.largest
+        panels = scan.panels
         params = [sequence.request.sampling for sequence in sequences]
         reported = [i for i, p in enumerate(params) if p.logprobs != NO_LOGPROBS]
         adjusted = [i for i, sequence in enumerate(sequences) if adjustments.is_adjusted(sequence)]
         # A copy of what is about to be changed; most often nothing is.
         is_changed = not set(adjusted).isdisjoint(reported)
         raw_logits = logits[reported] if is_changed else logits
-        raw_largest = largest[reported] if is_changed and largest is not None else largest
+        raw_panels = panels.rows(reported) if is_changed and panels is not None else panels
         token_ids = list(scan.likeliest)
         if adjusted:
             changes = [self._adjustment(i, sequences[i], logits.shape[1]) for i in adjusted]
-            found = kernels.adjust(logits, changes, largest, least=adjustments.SUPPRESSED)
+            found = kernels.adjust(logits, changes, panels, least=adjustments.SUPPRESSED)
             for i, token_id in zip(adjusted, found, strict=True):
                 token_ids[i] = token_id
         random = [i for i, p in enumerate(params) if not p.is_greedy]
         if random:
             uniforms = [uniform(sequences[i].seed, sequences[i].next_position) for i in random]
-            drawn = kernels.draw(logits, random, [params[i] for i in random], uniforms, largest)
+            drawn = kernels.draw(logits, random, [params[i] for i in random], uniforms, panels)
             for i, token_id in zip(random, drawn, strict=True):
                 token_ids[i] = token_id
         logprobs: dict[int, RawLogprobs] = {}
@@ -70,7 +78,7 @@ class Sampler:
             num_top = [params[i].logprobs for i in reported]
             rows = None if is_changed else reported
             logprobs_are = raw_logprobs(
-                raw_logits, chosen, num_top, rows, kernels=kernels, largest=raw_largest
+                raw_logits, chosen, num_top, rows, kernels=kernels, panels=raw_panels
             )
             logprobs = dict(zip(reported, logprobs_are, strict=True))
         return [SampledToken(token_id, logprobs.get(i)) for i, token_id in enumerate(token_ids)]

@@ -27,8 +27,8 @@ from dijiang_runtime.ops.cpu.library import (
     MatrixStruct,
     NormStruct,
 )
-from dijiang_runtime.ops.cpu.packed import PANEL_COLUMNS, WeightFormat, multiply_by
-from dijiang_runtime.ops.cpu.sampling import RowScan
+from dijiang_runtime.ops.cpu.packed import WeightFormat, multiply_by
+from dijiang_runtime.ops.cpu.sampling import Panels, RowScan
 from dijiang_runtime.ops.linear import CHUNK_TILE, Tiles
 
 NUM_PENDING_TOKENS = 3
@@ -132,14 +132,21 @@ class CompiledDecoder:
             hidden = self.model.project_out(hidden)
         return multiply_by(self._head, hidden, self.config.vocab_size, self.context)
 
-    def chosen_logits(self, hidden: Tensor, rows: Sequence[int]) -> tuple[Tensor, RowScan]:
+    def chosen_logits(
+        self, hidden: Tensor, rows: Sequence[int], temperatures: Sequence[float]
+    ) -> tuple[Tensor, RowScan]:
         """Return the logits [n, V] of n rows of hidden states [N, D], and what was found on the
-        way to them."""
+        way to them.
+
+        Args:
+            temperatures: Of each of these rows, at which somebody wants the masses of its panels;
+                0 where nobody does.
+        """
         if self.model.has_projections:
             hidden = self.model.project_out(hidden)
         num_rows, vocab_size = len(rows), self.config.vocab_size
         logits = torch.empty(num_rows, vocab_size)
-        largest = torch.empty(num_rows, -(-vocab_size // PANEL_COLUMNS))
+        panels = Panels.empty(vocab_size, temperatures)
         finite, likeliest = (ctypes.c_bool * num_rows)(), (ctypes.c_int64 * num_rows)()
         self.context.kernels.dijiang_logits(
             self.context.handle,
@@ -149,11 +156,11 @@ class CompiledDecoder:
             num_rows,
             hidden.shape[1],
             logits.data_ptr(),
-            largest.data_ptr(),
+            ctypes.byref(panels.struct()),
             finite,
             likeliest,
         )
-        return logits, RowScan(finite[:], likeliest[:], largest)
+        return logits, RowScan(finite[:], likeliest[:], panels)
 
     def _none_pending(self, num_decodes: int) -> PendingTokens:
         none = torch.zeros(num_decodes, dtype=torch.int64)

@@ -16,7 +16,7 @@ from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.engine.ranking import rank
 from dijiang_runtime.engine.rng import uniform
-from dijiang_runtime.engine.sampler import Sampler
+from dijiang_runtime.engine.sampler import Sampler, mass_temperature
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.ops.cpu.library import (
     NO_TARGET,
@@ -25,7 +25,7 @@ from dijiang_runtime.ops.cpu.library import (
     is_available,
     targets,
 )
-from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, RowScan
+from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, Panels, RowScan
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import make_request, random_sampling
 
@@ -118,11 +118,16 @@ def random_case(rng: random.Random, vocab_size: int) -> tuple[torch.Tensor, Sequ
     return logits, make_sequence(params, prompt, output)
 
 
-def scan_of(logits: torch.Tensor) -> RowScan:
+def scan_of(logits: torch.Tensor, sequences: list[Sequence]) -> RowScan:
     """What the vocabulary projection finds on its way."""
-    largest = torch.stack([panel.amax(dim=1) for panel in logits.split(64, dim=1)], dim=1)
-    likeliest = logits.numpy().argmax(axis=1).tolist()
-    return RowScan([True] * len(logits), likeliest, largest.contiguous())
+    temperatures = [mass_temperature(sequence) for sequence in sequences]
+    panels = Panels.empty(logits.shape[1], temperatures)
+    for panel, some in enumerate(logits.split(64, dim=1)):
+        largest = some.amax(dim=1)
+        panels.largest[:, panel] = largest
+        shares = (some - largest[:, None]).double() / torch.tensor(temperatures)[:, None]
+        panels.mass[:, panel] = shares.exp().sum(dim=1)
+    return RowScan([True] * len(logits), logits.numpy().argmax(axis=1).tolist(), panels)
 
 
 @pytest.mark.parametrize("is_scanned", [False, True])
@@ -137,8 +142,9 @@ def test_every_row_gets_the_token_of_the_reference(
     expected = [reference_token(x.double().numpy(), sequence) for x, sequence in cases]
     logits = torch.stack([x for x, _ in cases])
 
-    scan = scan_of(logits) if is_scanned else None
-    sampled = Sampler(EOS, kernels()).sample(logits, [sequence for _, sequence in cases], scan)
+    sequences = [sequence for _, sequence in cases]
+    scan = scan_of(logits, sequences) if is_scanned else None
+    sampled = Sampler(EOS, kernels()).sample(logits, sequences, scan)
 
     assert [token.token_id for token in sampled] == expected
     # The cases are not all the easy one.
@@ -159,13 +165,17 @@ def test_a_row_is_sampled_the_same_in_any_batch(vocab_size: int, num_threads: in
         cases = [random_case(rng, vocab_size) for _ in range(60)]
         sampler = Sampler(EOS, kernels())
         alone = [sampler.sample(x[None].clone(), [sequence])[0] for x, sequence in cases]
+        scanned = [
+            sampler.sample(x[None].clone(), [sequence], scan_of(x[None], [sequence]))[0]
+            for x, sequence in cases
+        ]
         for size in (2, 17, 60):
             chosen = rng.sample(range(60), size)
             logits = torch.stack([cases[i][0] for i in chosen])
-            scan = scan_of(logits)
             sequences = [cases[i][1] for i in chosen]
+            scan = scan_of(logits, sequences)
             assert sampler.sample(logits.clone(), sequences) == [alone[i] for i in chosen]
-            assert sampler.sample(logits, sequences, scan) == [alone[i] for i in chosen]
+            assert sampler.sample(logits, sequences, scan) == [scanned[i] for i in chosen]
     finally:
         torch.set_num_threads(num_threads_before)
 

@@ -295,7 +295,8 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
     hidden[4, 9], hidden[6, 63] = float("nan"), float("inf")
     hidden[8] = 0.0  # All logits are equal.
     for rows in ([5], [8, 4, 6, 69], list(range(70))):
-        logits, (is_finite, likeliest, largest) = model.chosen_logits(hidden, rows)
+        temperatures = [0.0 if row % 3 else 0.5 + row for row in rows]
+        logits, (is_finite, likeliest, known) = model.chosen_logits(hidden, rows, temperatures)
 
         expected = model.logits(hidden[rows])
         assert torch.equal(logits, expected) or not all(is_finite)
@@ -304,8 +305,12 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
             if ok:
                 assert torch.equal(logits[place], expected[place])
                 assert token_id == int(expected[place].numpy().argmax())
-                panels = [panel.max() for panel in expected[place].split(64)]
-                assert largest is not None and torch.equal(largest[place], torch.stack(panels))
+                assert known is not None
+                panels = expected[place].double().split(64)
+                assert known.largest[place].tolist() == [panel.max() for panel in panels]
+                if temperature := temperatures[place]:
+                    masses = [float(((p - p.max()) / temperature).exp().sum()) for p in panels]
+                    assert known.mass[place].tolist() == pytest.approx(masses, rel=1e-5)
 
 
 def test_a_hidden_state_that_is_not_finite_is_reported_by_its_row() -> None:

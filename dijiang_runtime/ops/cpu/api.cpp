@@ -95,13 +95,13 @@ void dijiang_multiply(Context *c, const Matrix *m, const float *x, int64_t rows,
     c->kernels.multiply(c->team, c->workspace, *m, x, rows, in_features, out);
 }
 
-// The logits [rows, vocabulary] of the chosen rows of x [*, in_features], the largest of each panel,
+// The logits [rows, vocabulary] of the chosen rows of x [*, in_features], what is asked of their panels,
 // and of each row whether they are finite and which is the largest, the first among equals.
 void dijiang_logits(Context *c, const Matrix *m, const float *x, const int64_t *chosen, int64_t rows,
-                    int64_t in_features, float *out, float *largest, uint8_t *finite,
+                    int64_t in_features, float *out, const Panels *panels, uint8_t *finite,
                     int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.logits(c->team, c->workspace, *m, x, chosen, rows, in_features, out, largest, finite,
+    c->kernels.logits(c->team, c->workspace, *m, x, chosen, rows, in_features, out, *panels, finite,
                       likeliest);
 }
 
@@ -115,12 +115,12 @@ void dijiang_recurrent_step(Context *c, const RecurrentStep *step) {
     c->kernels.recurrent_step(c->team, *step);
 }
 
-// tokens[i] is drawn as draws[i] says, from that row of logits [*, vocab_size]. `largest` is what
-// dijiang_logits has found, kept up to date by dijiang_adjust, or null.
-void dijiang_draw(Context *c, const float *logits, const float *largest, int64_t vocab_size,
+// tokens[i] is drawn as draws[i] says, from that row of logits [*, vocab_size]. Of the panels is
+// known what dijiang_logits has found; dijiang_adjust keeps it up to date.
+void dijiang_draw(Context *c, const float *logits, const Panels *panels, int64_t vocab_size,
                   const Draw *draws, int64_t num_draws, int64_t *tokens) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.draw(c->team, c->workspace, logits, largest, vocab_size, draws, num_draws, tokens);
+    c->kernels.draw(c->team, c->workspace, logits, *panels, vocab_size, draws, num_draws, tokens);
 }
 
 void dijiang_logprobs(Context *c, const LogprobQuery *query) {
@@ -137,10 +137,10 @@ void dijiang_scan_rows(Context *c, const float *x, int64_t num_rows, int64_t n, 
 }
 
 // Rows of logits [*, vocab_size] in place, and of each of them the likeliest token.
-void dijiang_adjust(Context *c, float *logits, float *largest, int64_t vocab_size,
+void dijiang_adjust(Context *c, float *logits, const Panels *panels, int64_t vocab_size,
                     const Adjustment *adjustments, int64_t count, int64_t *likeliest) {
     const Turn turn(c->team.one_at_a_time());
-    c->kernels.adjust(c->team, c->workspace, logits, largest, vocab_size, adjustments, count, likeliest);
+    c->kernels.adjust(c->team, c->workspace, logits, *panels, vocab_size, adjustments, count, likeliest);
 }
 
 }  // extern "C"

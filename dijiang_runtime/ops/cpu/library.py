@@ -88,6 +88,10 @@ class StepStruct(_Struct):
     ]
 
 
+class PanelsStruct(_Struct):
+    _fields_ = _fields(c_void_p, "largest mass temperature")
+
+
 class DrawStruct(_Struct):
     _fields_ = [
         *_fields(c_double, "temperature min_p top_p uniform"),
@@ -117,7 +121,7 @@ class AdjustmentStruct(_Struct):
 
 class LogprobStruct(_Struct):
     _fields_ = [
-        *_fields(c_void_p, "logits largest rows tokens"),
+        *_fields(c_void_p, "logits panels rows tokens"),
         *_fields(c_int64, "num_rows vocab_size num_top"),
         *_fields(c_void_p, "chosen top_ids top"),
     ]
@@ -158,20 +162,36 @@ def _declare(kernels: ctypes.CDLL) -> ctypes.CDLL:
                 POINTER(MatrixStruct),
                 *2 * [c_void_p],
                 *2 * [c_int64],
-                *4 * [c_void_p],
+                c_void_p,
+                POINTER(PanelsStruct),
+                *2 * [c_void_p],
             ],
         ),
         "forward": (None, [c_void_p, POINTER(DecoderStruct), POINTER(BatchStruct)]),
         "recurrent_step": (None, [c_void_p, POINTER(StepStruct)]),
         "draw": (
             None,
-            [*3 * [c_void_p], c_int64, POINTER(DrawStruct), c_int64, c_void_p],
+            [
+                *2 * [c_void_p],
+                POINTER(PanelsStruct),
+                c_int64,
+                POINTER(DrawStruct),
+                c_int64,
+                c_void_p,
+            ],
         ),
         "logprobs": (None, [c_void_p, POINTER(LogprobStruct)]),
         "scan_rows": (None, [*2 * [c_void_p], c_int64, c_int64, c_void_p, c_void_p]),
         "adjust": (
             None,
-            [*3 * [c_void_p], c_int64, POINTER(AdjustmentStruct), c_int64, c_void_p],
+            [
+                *2 * [c_void_p],
+                POINTER(PanelsStruct),
+                c_int64,
+                POINTER(AdjustmentStruct),
+                c_int64,
+                c_void_p,
+            ],
         ),
     }
     for name, (result, arguments) in signatures.items():

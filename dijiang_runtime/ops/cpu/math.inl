@@ -77,3 +77,20 @@ static inline Vec activate(Vec x, int64_t activation) {
         default: return silu(x);
     }
 }
+
+// What masked logits weigh before it is taken off: `exponential` goes no lower.
+static inline Vec least_exponential() { return exponential(broadcast(-87.0f)); }
+
+// e^((x - largest) / temperature), and 0 where that is below e^-87.
+class Weights {
+public:
+    Weights(float largest, float temperature, Vec least)
+        : largest_(broadcast(largest)), inverse_(broadcast(1.0f / temperature)), least_(least) {}
+
+    Vec of(Vec x) const {
+        return max(broadcast(0.0f), sub(exponential(mul(sub(x, largest_), inverse_)), least_));
+    }
+
+private:
+    const Vec largest_, inverse_, least_;
+};

@@ -20,9 +20,9 @@ static void find_likeliest(const float *row, int64_t n, const float *largest, ui
     *likeliest = std::find(row + panel * kPanelColumns, row + end - 1, best) - row;
 }
 
-// What is found on the way, where anybody wants to know: `largest` of each panel, [rows, panels].
+// What is found on the way, where anybody wants to know.
 struct Likeliest {
-    float *largest;
+    Panels panels;
     uint8_t *finite;  // [rows]
     int64_t *token;   // [rows]
 };
@@ -37,7 +37,7 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
     const bool lines = reinterpret_cast<uintptr_t>(out) % (sizeof(float) * kLanes) == 0 &&
                        m.columns % kLanes == 0;
     const bool streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
-    const Output output{out, m.columns, streamed, likeliest.largest, num_panels};
+    const Output output{out, m.columns, streamed, likeliest.panels, num_panels};
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
         team.for_runs(rows, kRowRun, [&](int64_t row, int) {
@@ -48,9 +48,9 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
             if (streamed) fence();
         });
     });
-    if (!likeliest.largest) return;
+    if (!likeliest.panels.largest) return;
     team.for_runs(rows, kRowRun, [&](int64_t row, int) {
-        find_likeliest(out + row * m.columns, m.columns, likeliest.largest + row * num_panels,
+        find_likeliest(out + row * m.columns, m.columns, likeliest.panels.largest + row * num_panels,
                        likeliest.finite + row, likeliest.token + row);
     });
 }
@@ -63,7 +63,7 @@ static void multiply(Team &team, Workspace &workspace, const Matrix &m, const fl
 // The logits of some rows of x and, found on the way, the likeliest token of each.
 static void logits(Team &team, Workspace &workspace, const Matrix &m, const float *x,
                    const int64_t *chosen, int64_t rows, int64_t in_features, float *out,
-                   float *largest, uint8_t *finite, int64_t *likeliest) {
+                   const Panels &panels, uint8_t *finite, int64_t *likeliest) {
     multiply_rows_of(team, workspace, m, x, chosen, rows, in_features, out,
-                     {largest, finite, likeliest});
+                     {panels, finite, likeliest});
 }

@@ -10,12 +10,8 @@ struct Output {
     float *data;
     int64_t stride;  // Floats.
     bool streamed = false;
-    float *largest = nullptr;  // Of each row in each panel, NaN where one is not finite: [rows][panels]
+    Panels panels{};  // What is found out about the outputs on the way, if anything.
     int64_t num_panels = 0;
-
-    float *largest_at(int64_t row, int64_t column) const {
-        return largest + row * num_panels + column / kPanelColumns;
-    }
 };
 
 // Up to 16 columns of a row, from the given one on.
@@ -28,33 +24,36 @@ static inline void store_output(Vec y, const Output &out, int64_t row, int64_t c
     }
 }
 
-// The largest of some outputs of a row.
-class LargestOutput {
-public:
-    // Written out: a constructor that the compiler makes up is compiled for no target.
-    LargestOutput() : largest_(broadcast(kNone)), spoilt_(broadcast(0.0f)) {}
-
-    void add_columns(Vec y, int64_t count) {
-        if (count < kLanes) {
+// Look at the outputs of a row in one panel, from the given column on, of which the first `count` are
+// there: the largest, NaN where one is not finite, and their mass where a temperature is given.
+static inline void look_at_panel(const Vec (&y)[kPanelVectors], int64_t count, const Output &out,
+                                 int64_t row, int64_t column) {
+    Vec outputs[kPanelVectors], largest = broadcast(kNone), spoilt = broadcast(0.0f);
+    for (int64_t v = 0; v < kPanelVectors; ++v) {
+        const int64_t left = count - kLanes * v;
+        outputs[v] = left > 0 ? y[v] : broadcast(kNone);
+        if (left <= 0) continue;
+        if (left < kLanes) {
             alignas(64) float all[kLanes];
-            store(all, y);
-            y = load_first(all, count, all[0]);
+            store(all, y[v]);
+            outputs[v] = load_first(all, left, kNone);
+            spoilt = fma(load_first(all, left), broadcast(0.0f), spoilt);
+        } else {
+            spoilt = fma(y[v], broadcast(0.0f), spoilt);
         }
-        largest_ = max(y, largest_);
-        spoilt_ = fma(y, broadcast(0.0f), spoilt_);
+        largest = max(outputs[v], largest);
     }
-
-    // Into `to`, where the largest before is unless these are the first.
-    void write(float *to, bool first) const {
-        constexpr uint32_t all = (1u << kLanes) - 1u;
-        float found = largest_lane(largest_);
-        if (!first) found = *to <= found ? found : *to;
-        *to = reaching(spoilt_, spoilt_) == all ? found : std::numeric_limits<float>::quiet_NaN();
-    }
-
-private:
-    Vec largest_, spoilt_;  // `spoilt_` is NaN once a number is not finite.
-};
+    const int64_t place = row * out.num_panels + column / kPanelColumns;
+    const bool is_finite = reaching(spoilt, spoilt) == (1u << kLanes) - 1u;
+    const float top = is_finite ? largest_lane(largest) : std::numeric_limits<float>::quiet_NaN();
+    out.panels.largest[place] = top;
+    const float temperature = out.panels.temperature ? out.panels.temperature[row] : 0.0f;
+    if (temperature <= 0.0f) return;
+    const Weights weights(top, temperature, least_exponential());
+    Vec mass = broadcast(0.0f);
+    for (const Vec &some : outputs) mass = add(mass, weights.of(some));
+    out.panels.mass[place] = sum_lanes(mass);
+}
 
 // What a tile fetches into the cache on its way: `first` and `second` in each group of inputs, which
 // then move on by `stride` bytes.
@@ -90,20 +89,26 @@ static inline void multiply_tile(const Matrix &m, const char *panel, int64_t col
         panel += 4 * kPanelColumns;
         input += 4;
     }
-    LargestOutput largest[Rows];
+    Vec outputs[Rows][kPanelVectors];
     for (int v = 0; v < Vectors; ++v) {
         const int64_t first = column + kLanes * v;
         if (m.columns <= first) break;
         const typename Format::Columns columns(m, first);
         for (int r = 0; r < Rows; ++r) {
-            const Vec y = columns.finish(total[r][v], x.scale[row + r]);
-            store_output(y, out, row + r, first, m.columns);
-            if (out.largest) largest[r].add_columns(y, m.columns - first);
+            outputs[r][v] = columns.finish(total[r][v], x.scale[row + r]);
+            store_output(outputs[r][v], out, row + r, first, m.columns);
         }
     }
-    if (out.largest == nullptr || m.columns <= column) return;
+    constexpr int64_t width = kLanes * Vectors;
+    if (out.panels.largest == nullptr || (column + width) % kPanelColumns != 0) return;
+    const int64_t start = column + width - kPanelColumns, count = m.columns - start;
     for (int r = 0; r < Rows; ++r) {
-        largest[r].write(out.largest_at(row + r, column), column % kPanelColumns == 0);
+        // What other tiles have made of the panel is read again.
+        const float *made = out.data + (row + r) * out.stride + start;
+        for (int64_t v = 0; Vectors < kPanelVectors && v < kPanelVectors && kLanes * v < count; ++v) {
+            outputs[r][v] = load_some(made + kLanes * v, std::min(count - kLanes * v, kLanes));
+        }
+        look_at_panel(outputs[r], count, out, row + r, start);
     }
 }
 

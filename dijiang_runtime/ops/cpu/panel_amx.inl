@@ -70,16 +70,16 @@ public:
     void write(int64_t rows) {
         for (const int64_t end = std::min(row_ + rows, end_); row_ < end; ++row_, sums_ += kPanelColumns) {
             const float scale = scale_[row_];
-            LargestOutput largest;
+            Vec outputs[kPanelVectors];
             for (int64_t v = 0; v < kPanelVectors && column_ + kLanes * v < num_columns_; ++v) {
-                const int64_t column = column_ + kLanes * v;
                 typename Format::Total total;
                 std::memcpy(&total, sums_ + kLanes * v, sizeof total);
-                const Vec y = columns_[v].finish(total, scale);
-                store_output(y, out_, row_, column, num_columns_);
-                if (out_.largest) largest.add_columns(y, num_columns_ - column);
+                outputs[v] = columns_[v].finish(total, scale);
+                store_output(outputs[v], out_, row_, column_ + kLanes * v, num_columns_);
             }
-            if (out_.largest) largest.write(out_.largest_at(row_, column_), true);
+            if (out_.panels.largest) {
+                look_at_panel(outputs, num_columns_ - column_, out_, row_, column_);
+            }
         }
     }
 

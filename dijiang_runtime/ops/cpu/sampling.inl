@@ -17,12 +17,14 @@ static inline int64_t lowest_bit(uint32_t bits) {
 
 static inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
-// A row of logits, and the largest of each block of it. Where that is -infinity nothing in the block
-// may be drawn, whatever is in it.
+// A row of logits, and what is known of each block of it. Where the largest is -infinity nothing in
+// the block may be drawn, whatever is in it.
 struct LogitRow {
     const float *x;
     int64_t n;
     const float *block_largest;
+    const float *block_mass;  // Null where it is not known;
+    float mass_temperature;   // at which it is.
     float largest;
 
     int64_t num_blocks() const { return blocks_of(n); }
@@ -39,55 +41,53 @@ static inline float largest_of_block(const float *x, int64_t n, int64_t b) {
     return largest_lane(v);
 }
 
-// `known` is the largest of each block, or null.
-static LogitRow read_row(const float *x, int64_t n, const float *known, float *memory) {
-    LogitRow row{x, n, known ? known : memory, kNone};
-    for (int64_t b = 0; b < row.num_blocks(); ++b) {
-        if (!known) memory[b] = largest_of_block(x, n, b);
+// A row of some of which the panels are known.
+static LogitRow read_row(const float *x, int64_t n, const Panels &known, int64_t r, float *memory) {
+    const int64_t blocks = blocks_of(n);
+    const float temperature = known.temperature ? known.temperature[r] : 0.0f;
+    LogitRow row{x + r * n, n, memory, nullptr, temperature, kNone};
+    if (known.largest) row.block_largest = known.largest + r * blocks;
+    if (known.largest && temperature > 0.0f) row.block_mass = known.mass + r * blocks;
+    for (int64_t b = 0; b < blocks; ++b) {
+        if (!known.largest) memory[b] = largest_of_block(row.x, n, b);
         row.largest = std::max(row.largest, row.block_largest[b]);
     }
     return row;
 }
 
-// e^((x - largest) / temperature), and 0 where that is below e^-87.
-class Weights {
-public:
-    Weights(float largest, float temperature)
-        : largest_(broadcast(largest)),
-          inverse_(broadcast(1.0f / temperature)),
-          // `exponential` goes no lower than this, and masked logits must weigh nothing.
-          least_(exponential(broadcast(-87.0f))) {}
-
-    Vec of(Vec x) const {
-        return max(broadcast(0.0f), sub(exponential(mul(sub(x, largest_), inverse_)), least_));
-    }
-
-private:
-    const Vec largest_, inverse_, least_;
-};
-
-// The sum of a block's weights.
-static inline double block_mass(const LogitRow &row, int64_t b, const Weights &weights) {
+// The sum of a block's weights, where its largest logit weighs 1.
+static inline float mass_of_block(const float *x, int64_t n, int64_t b, const Weights &weights) {
     const int64_t start = b * kBlock;
     Vec total = broadcast(0.0f);
-    for_lanes(row.block_end(b) - start, [&](int64_t i, int64_t count) {
-        total = add(total, weights.of(load_some(row.x + start + i, count, kNone)));
+    for_lanes(std::min(n - start, kBlock), [&](int64_t i, int64_t count) {
+        total = add(total, weights.of(load_some(x + start + i, count, kNone)));
     });
     return sum_lanes(total);
 }
 
+// What the row's largest logits weigh, block by block; the likeliest of all weighs 1.
 static double mass_of_row(const LogitRow &row, float temperature, double *block_masses) {
-    const Weights weights(row.largest, temperature);
+    const Vec least = least_exponential();
+    const bool is_known = row.block_mass && row.mass_temperature == temperature;
+    const Weights of_largest(row.largest, temperature, least);
     double mass = 0.0;
-    for (int64_t b = 0; b < row.num_blocks(); ++b) {
-        block_masses[b] = row.is_empty(b) ? 0.0 : block_mass(row, b, weights);
-        mass += block_masses[b];
-    }
+    for_lanes(row.num_blocks(), [&](int64_t first, int64_t count) {
+        alignas(64) float share[kLanes];
+        store(share, of_largest.of(load_some(row.block_largest + first, count, kNone)));
+        for (int64_t b = first; b < first + count; ++b) {
+            double own = is_known ? row.block_mass[b] : 0.0;
+            if (!is_known && share[b - first] > 0.0f) {
+                own = mass_of_block(row.x, row.n, b, {row.block_largest[b], temperature, least});
+            }
+            block_masses[b] = share[b - first] > 0.0f ? share[b - first] * own : 0.0;
+            mass += block_masses[b];
+        }
+    });
     return mass;
 }
 
 static void weigh(Candidate *c, int64_t n, float largest, float temperature) {
-    const Weights weights(largest, temperature);
+    const Weights weights(largest, temperature, least_exponential());
     for_lanes(n, [&](int64_t i, int64_t count) {
         alignas(64) float x[kLanes] = {};
         for (int64_t j = 0; j < count; ++j) x[j] = c[i + j].logit;
@@ -154,16 +154,19 @@ static int64_t draw_whole(const LogitRow &row, float temperature, double uniform
     double mass = 0.0;
     int64_t b = 0, last = -1;
     while (b < row.num_blocks() - 1 && mass + masses[b] <= point) mass += masses[b++];
-    const Weights weights(row.largest, temperature);
+    const Vec least = least_exponential();
+    const float largest = row.block_largest[b];
+    const Weights of_row(row.largest, temperature, least), of_block(largest, temperature, least);
+    const double share = largest_lane(of_row.of(broadcast(largest)));
     // The block's own numbers, one by one, may add up to a little less than their sum by lanes.
     alignas(64) float weight[kLanes];
     for (int64_t i = b * kBlock; i < row.block_end(b); ++i) {
         const int64_t lane = (i - b * kBlock) % kLanes;
         if (lane == 0) {
-            const int64_t count = row.block_end(b) - i < kLanes ? row.block_end(b) - i : kLanes;
-            store(weight, weights.of(load_some(row.x + i, count, kNone)));
+            const int64_t count = std::min(row.block_end(b) - i, kLanes);
+            store(weight, of_block.of(load_some(row.x + i, count, kNone)));
         }
-        mass += weight[lane];
+        mass += share * weight[lane];
         if (weight[lane] > 0.0f) last = i;
         if (mass > point) return i;
     }
@@ -221,26 +224,19 @@ static void for_rows(Team &team, Workspace &workspace, int64_t rows, int64_t n, 
     team.for_each(rows, [&](int64_t row, int member) { f(row, memory.of(member, n)); });
 }
 
-// Where the largest of each block of a row is known, or null.
-static inline const float *known_of(const float *largest, int64_t row, int64_t n) {
-    return largest ? largest + row * blocks_of(n) : nullptr;
-}
-
-static void draw(Team &team, Workspace &workspace, const float *logits, const float *largest, int64_t n,
+static void draw(Team &team, Workspace &workspace, const float *logits, const Panels &panels, int64_t n,
                  const Draw *draws, int64_t num_draws, int64_t *tokens) {
     for_rows(team, workspace, num_draws, n, [&](int64_t i, const SamplingMemory &memory) {
-        const int64_t row = draws[i].row;
-        tokens[i] = draw_token(
-            read_row(logits + row * n, n, known_of(largest, row, n), memory.block_largest), draws[i],
-            memory);
+        tokens[i] = draw_token(read_row(logits, n, panels, draws[i].row, memory.block_largest), draws[i],
+                               memory);
     });
 }
 
 static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
     for_rows(team, workspace, q.num_rows, q.vocab_size, [&](int64_t i, const SamplingMemory &memory) {
         const float *x = q.logits + q.rows[i] * q.vocab_size;
-        const LogitRow row = read_row(x, q.vocab_size, known_of(q.largest, q.rows[i], q.vocab_size),
-                                      memory.block_largest);
+        const LogitRow row =
+            read_row(q.logits, q.vocab_size, *q.panels, q.rows[i], memory.block_largest);
         const double log_sum = row.largest + std::log(mass_of_row(row, 1.0f, memory.block_masses));
         q.chosen[i] = static_cast<float>(x[q.tokens[i]] - log_sum);
         if (q.num_top == 0) return;
@@ -299,31 +295,31 @@ static void penalise(float *x, const Penalties &p) {
     }
 }
 
-// Make the logits of block b whose bit is not set -infinity. Where `largest` is known, a block of
-// which nothing is left is left as it is.
-static void mask_block(float *x, int64_t n, int64_t b, const uint32_t *bits, float *largest) {
+// Make the logits of block b whose bit is not set -infinity; returns whether it has become empty.
+// Where that is `noted` elsewhere, nothing is written.
+static bool mask_block(float *x, int64_t n, int64_t b, const uint32_t *bits, bool noted) {
     constexpr int64_t words = kBlock / 32;
     const int64_t num_words = std::min((n + 31) / 32 - b * words, words);
-    bool is_whole = true, is_empty = true;
-    for (int64_t w = 0; w < num_words; ++w) {
-        const uint32_t word = bits[b * words + w];
-        is_whole &= word == 0xffffffffu;
-        is_empty &= word == 0;
-    }
-    if (is_whole) return;
-    if (is_empty && largest) {
-        largest[b] = kNone;
-        return;
-    }
+    bool is_empty = true;
+    for (int64_t w = 0; w < num_words; ++w) is_empty &= bits[b * words + w] == 0;
+    if (is_empty && noted) return true;
     for (int64_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i) {
         x[i] = (bits[i / 32] >> i % 32) & 1u ? x[i] : kNone;
     }
-    if (largest && largest[b] != kNone) largest[b] = largest_of_block(x, n, b);
+    return is_empty;
 }
 
-// `changed` has room for a byte of each block.
-static void adjust_row(float *x, int64_t n, float *largest, const Adjustment &a, uint8_t *changed) {
-    std::memset(changed, 0, blocks_of(n));
+static inline bool lets_all_in(const uint32_t *bits, int64_t n, int64_t b) {
+    constexpr int64_t words = kBlock / 32;
+    const int64_t end = std::min((n + 31) / 32, (b + 1) * words);
+    return std::all_of(bits + b * words, bits + end, [](uint32_t word) { return word == 0xffffffffu; });
+}
+
+// `changed` has room for a byte of each block. What is known of the row is kept up to date; a block
+// of which nothing is left is left as it is where the largest are known.
+static void adjust_row(float *x, int64_t n, const Adjustment &a, const Panels &known, uint8_t *changed) {
+    const int64_t blocks = blocks_of(n);
+    std::memset(changed, 0, blocks);
     const auto mark = [&](const int64_t *tokens, int64_t count) {
         for (int64_t i = 0; i < count; ++i) changed[tokens[i] / kBlock] = 1;
     };
@@ -333,10 +329,21 @@ static void adjust_row(float *x, int64_t n, float *largest, const Adjustment &a,
     mark(a.suppressed, a.num_suppressed);
     penalise(x, a.penalties);
     mark(a.penalties.tokens, a.penalties.num_tokens);
-    for (int64_t b = 0; b < blocks_of(n); ++b) {
-        if (largest && changed[b]) largest[b] = largest_of_block(x, n, b);
+    float *largest = known.largest ? known.largest + a.row * blocks : nullptr;
+    const float temperature = known.temperature ? known.temperature[a.row] : 0.0f;
+    const Vec least = least_exponential();
+    for (int64_t b = 0; b < blocks; ++b) {
+        bool is_empty = false;
         for (const uint32_t *bits : a.masks) {
-            if (bits) mask_block(x, n, b, bits, largest);
+            if (bits == nullptr || lets_all_in(bits, n, b)) continue;
+            is_empty |= mask_block(x, n, b, bits, largest != nullptr);
+            changed[b] = 1;
+        }
+        if (!largest || !changed[b]) continue;
+        largest[b] = is_empty ? kNone : largest_of_block(x, n, b);
+        if (temperature > 0.0f) {
+            known.mass[a.row * blocks + b] =
+                largest[b] == kNone ? 0.0f : mass_of_block(x, n, b, {largest[b], temperature, least});
         }
     }
 }
@@ -350,7 +357,7 @@ static int64_t likeliest_of(const LogitRow &row) {
     return 0;
 }
 
-static void adjust(Team &team, Workspace &workspace, float *logits, float *largest, int64_t n,
+static void adjust(Team &team, Workspace &workspace, float *logits, const Panels &panels, int64_t n,
                    const Adjustment *adjustments, int64_t count, int64_t *likeliest) {
     const int64_t blocks = blocks_of(n);
     struct Memory {
@@ -361,10 +368,8 @@ static void adjust(Team &team, Workspace &workspace, float *logits, float *large
         return Memory{a.take<uint8_t>(blocks * team.size()), a.take<float>(blocks * team.size())};
     });
     team.for_each(count, [&](int64_t i, int member) {
-        const int64_t row = adjustments[i].row;
-        float *known = largest ? largest + row * blocks : nullptr;
-        adjust_row(logits + row * n, n, known, adjustments[i], memory.changed + member * blocks);
-        likeliest[i] =
-            likeliest_of(read_row(logits + row * n, n, known, memory.largest + member * blocks));
+        const Adjustment &a = adjustments[i];
+        adjust_row(logits + a.row * n, n, a, panels, memory.changed + member * blocks);
+        likeliest[i] = likeliest_of(read_row(logits, n, panels, a.row, memory.largest + member * blocks));
     });
 }

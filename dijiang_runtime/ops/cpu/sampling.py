@@ -6,7 +6,7 @@ n rows    V vocabulary
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from dijiang_runtime.ops.cpu.library import (
     Context,
     DrawStruct,
     LogprobStruct,
+    PanelsStruct,
 )
-from dijiang_runtime.ops.cpu.packed import address
+from dijiang_runtime.ops.cpu.packed import PANEL_COLUMNS
 
 
 class DrawParams(Protocol):
@@ -56,6 +57,41 @@ class TokensSeen(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """What is known of each panel of n rows of logits. It spares others to read the rows."""
+
+    largest: Tensor
+    """The largest logit. Float32 [n, panels]."""
+    mass: Tensor
+    """The sum of e^((logit - largest) / temperature). Float32 [n, panels]."""
+    temperatures: Tensor
+    """Of each row; 0 where its masses are not known. Float32 [n]."""
+
+    @classmethod
+    def empty(cls, vocab_size: int, temperatures: Sequence[float]) -> Self:
+        """Room for rows whose masses are wanted at these temperatures; at 0 they are not."""
+        shape = len(temperatures), -(-vocab_size // PANEL_COLUMNS)
+        return cls(torch.empty(shape), torch.empty(shape), torch.tensor(temperatures))
+
+    def rows(self, chosen: Sequence[int] | Sequence[bool]) -> "Panels":
+        """A copy of some rows."""
+        return Panels(self.largest[chosen], self.mass[chosen], self.temperatures[chosen])
+
+    def struct(self) -> PanelsStruct:
+        """What the kernels are told. Valid as long as this object is alive."""
+        return PanelsStruct(
+            self.largest.data_ptr(), self.mass.data_ptr(), self.temperatures.data_ptr()
+        )
+
+
+_NOTHING_KNOWN = PanelsStruct()
+
+
+def _struct_of(panels: Panels | None) -> PanelsStruct:
+    return _NOTHING_KNOWN if panels is None else panels.struct()
+
+
 class RowScan(NamedTuple):
     """What a pass over n rows of logits has found."""
 
@@ -63,15 +99,14 @@ class RowScan(NamedTuple):
     """Which rows hold finite values alone."""
     likeliest: list[int]
     """Where each row has its largest, the first among equals."""
-    largest: Tensor | None
-    """The largest of each panel of a row, float32 [n, panels], where it was found on the way. It
-    spares others to read the row."""
+    panels: Panels | None
+    """What was found out about their panels, if anything."""
 
     def of_finite(self) -> "RowScan":
         """Of those rows alone that are finite."""
         likeliest = [best for best, ok in zip(self.likeliest, self.finite, strict=True) if ok]
-        largest = None if self.largest is None else self.largest[self.finite]
-        return RowScan([True] * len(likeliest), likeliest, largest)
+        panels = None if self.panels is None else self.panels.rows(self.finite)
+        return RowScan([True] * len(likeliest), likeliest, panels)
 
 
 @dataclass(slots=True)
@@ -129,13 +164,13 @@ class LogitKernels:
         rows: Sequence[int],
         params: Sequence[DrawParams],
         uniforms: Sequence[float],
-        largest: Tensor | None = None,
+        panels: Panels | None = None,
     ) -> list[int]:
         """Draw one token from each of these rows of logits [n, V], at temperatures above 0.
 
         Args:
             uniforms: One number in [0, 1) for each of them.
-            largest: Of each panel of all rows of the logits, where that is known.
+            panels: Of all rows of the logits, where they are known.
         """
         logits = logits.contiguous()
         draws = (DrawStruct * len(rows))(
@@ -149,7 +184,7 @@ class LogitKernels:
         here.kernels.dijiang_draw(
             here.handle,
             logits.data_ptr(),
-            address(largest),
+            ctypes.byref(_struct_of(panels)),
             logits.shape[1],
             draws,
             len(rows),
@@ -163,7 +198,7 @@ class LogitKernels:
         rows: Sequence[int],
         token_ids: Sequence[int],
         num_top: int,
-        largest: Tensor | None = None,
+        panels: Panels | None = None,
     ) -> tuple[list[float], list[list[int]], list[list[float]]]:
         """The logprob of one token in each of these rows of logits [n, V], and of the likeliest.
 
@@ -177,7 +212,7 @@ class LogitKernels:
         top_ids = (ctypes.c_int64 * size)()
         query = LogprobStruct(
             logits=logits.data_ptr(),
-            largest=address(largest),
+            panels=ctypes.addressof(known := _struct_of(panels)),
             rows=ctypes.addressof(places := _integers(rows)),
             tokens=ctypes.addressof(tokens := _integers(token_ids)),
             num_rows=num_rows,
@@ -189,7 +224,7 @@ class LogitKernels:
         )
         here = self.context
         here.kernels.dijiang_logprobs(here.handle, ctypes.byref(query))
-        del places, tokens  # They had to live until now.
+        del places, tokens, known  # They had to live until now.
         ends = [(i * num_top, (i + 1) * num_top) for i in range(num_rows)]
         return chosen[:], [top_ids[a:b] for a, b in ends], [top[a:b] for a, b in ends]
 
@@ -208,14 +243,14 @@ class LogitKernels:
         self,
         logits: Tensor,
         adjustments: Sequence[Adjustment],
-        largest: Tensor | None = None,
+        panels: Panels | None = None,
         *,
         least: float,
     ) -> list[int]:
         """Change rows of logits [n, V] in place, and return the likeliest token of each of them.
 
-        Where `largest` is given it is kept up to date, and says alone where a panel has become
-        -infinity: then the logits there are left as they are.
+        What is known of their panels is kept up to date, and says alone where a whole panel has
+        become -infinity: the logits there are left as they are.
 
         Args:
             least: No logit becomes smaller by a penalty.
@@ -231,7 +266,7 @@ class LogitKernels:
         here.kernels.dijiang_adjust(
             here.handle,
             logits.data_ptr(),
-            address(largest),
+            ctypes.byref(_struct_of(panels)),
             logits.shape[1],
             structs,
             len(adjustments),

@@ -90,6 +90,14 @@ struct RecurrentStep {
     int64_t rows, heads, group, key_dim, value_dim;
 };
 
+// What is known of the panels of some rows of logits: the largest number of each, and the sum of
+// e^((x - largest) / temperature) over it.
+struct Panels {
+    float *largest;            // [rows, panels], or null: nothing is known.
+    float *mass;               // [rows, panels]
+    const float *temperature;  // [rows], 0 where the masses are not known; null: none are.
+};
+
 // How one row of logits becomes a token, at a temperature above 0. Neutral values cut nothing:
 // min_p 0, top_p 1, top_k 0 or the whole vocabulary.
 struct Draw {
@@ -100,7 +108,7 @@ struct Draw {
 // The logprobs of one token of each row, and of the likeliest there.
 struct LogprobQuery {
     const float *logits;    // [*, vocab_size]
-    const float *largest;   // Of each panel, [*, panels], or null.
+    const Panels *panels;
     const int64_t *rows;    // [num_rows], which of them
     const int64_t *tokens;  // [num_rows]
     int64_t num_rows, vocab_size, num_top;
@@ -140,16 +148,16 @@ struct Kernels {
     void (*multiply)(Team &, Workspace &, const Matrix &, const float *x, int64_t rows,
                      int64_t in_features, float *out);
     void (*logits)(Team &, Workspace &, const Matrix &, const float *x, const int64_t *chosen,
-                   int64_t rows, int64_t in_features, float *out, float *largest, uint8_t *finite,
+                   int64_t rows, int64_t in_features, float *out, const Panels &, uint8_t *finite,
                    int64_t *likeliest);
     void (*forward)(Team &, Workspace &, const Decoder &, const Batch &);
     void (*recurrent_step)(Team &, const RecurrentStep &);
-    void (*draw)(Team &, Workspace &, const float *logits, const float *largest, int64_t vocab_size,
+    void (*draw)(Team &, Workspace &, const float *logits, const Panels &, int64_t vocab_size,
                  const Draw *draws, int64_t num_draws, int64_t *tokens);
     void (*logprobs)(Team &, Workspace &, const LogprobQuery &);
     void (*scan_rows)(Team &, const float *x, int64_t num_rows, int64_t n, uint8_t *finite,
                       int64_t *likeliest);
-    void (*adjust)(Team &, Workspace &, float *logits, float *largest, int64_t vocab_size,
+    void (*adjust)(Team &, Workspace &, float *logits, const Panels &, int64_t vocab_size,
                    const Adjustment *, int64_t count, int64_t *likeliest);
 };
 
