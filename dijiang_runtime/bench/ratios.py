@@ -16,6 +16,8 @@ from dijiang_runtime.bench.peers import Peer
 from dijiang_runtime.bench.timing import now
 from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.serving import ServingModel, decoder_of
+from dijiang_runtime.ops import cpu
+from dijiang_runtime.ops.cpu.packed import multiply_by
 
 Progress = Callable[[str], None]
 
@@ -137,25 +139,39 @@ class RatioBench:
         modules = self._decoder.layers.modules()
         layers = [m for m in modules if isinstance(m, PackedLinear | torch.nn.Linear)]
         device = self._decoder.embed_tokens.weight.device
-        sizes = {layer.in_features for layer in layers}
-        inputs = {size: torch.randn(PROMPT_ROWS, size, device=device) for size in sizes}
+        inputs = {
+            size: torch.randn(PROMPT_ROWS, size, device=device)
+            for size in {layer.in_features for layer in layers}
+        }
+        # As in a step, where they have a place: memory that is new has no pages yet.
+        outputs = {
+            size: torch.zeros(PROMPT_ROWS, size, device=device)
+            for size in {layer.out_features for layer in layers}
+        }
         multiply = _multiply_fused if device.type == "cuda" else _multiply
 
         def multiply_all() -> float:
             start = now()
             for layer in layers:
-                multiply(layer, inputs[layer.in_features])
+                multiply(layer, inputs[layer.in_features], outputs[layer.out_features])
             return now() - start
 
-        multiply_all()
-        return multiply_all
+        def multiply_all_when_warm() -> float:
+            multiply_all()
+            return multiply_all()
+
+        return multiply_all_when_warm
 
 
-def _multiply(layer: Any, x: Tensor) -> None:
-    layer(x)
+def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
+    if isinstance(layer, PackedLinear):
+        matrix, using = layer.matrix, layer.context or cpu.context()
+        multiply_by(matrix.struct(), x, layer.out_features, using, out)
+    else:
+        layer(x)
 
 
-def _multiply_fused(layer: Any, x: Tensor) -> None:
+def _multiply_fused(layer: Any, x: Tensor, out: Tensor) -> None:
     """As `FusedDecoder` does."""
     # Imports Triton, which a CPU does without.
     from dijiang_runtime.ops import triton
