@@ -94,6 +94,16 @@ private:
     int64_t row_ = 0, end_ = 0;
 };
 
+// Fetches a part of the next panel in each step.
+struct PanelAhead {
+    const char *next;
+    int64_t lines_in_step;
+
+    void fetch() {
+        for (int64_t i = 0; i < lines_in_step; ++i, next += kLine) prefetch(next);
+    }
+};
+
 // 16 rows and all columns of a panel.
 template <class Format>
 static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_t row,
@@ -126,7 +136,7 @@ static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_
 // 32 rows and the half of a panel's columns that begins with the given one.
 template <class Format>
 static inline void multiply_32(const PanelSteps &w, int64_t column, const EncodedRows &x, int64_t row,
-                               PanelSums &out, PanelOutput<Format> &last) {
+                               PanelAhead ahead, PanelSums &out, PanelOutput<Format> &last) {
     const int64_t rows_at_once = 1 + kRowMultiple / w.count;
     const char *first = x.data + row * x.stride, *second = first + kRowMultiple * x.stride;
     _tile_zero(0);
@@ -135,6 +145,7 @@ static inline void multiply_32(const PanelSteps &w, int64_t column, const Encode
     _tile_zero(3);
     for (int64_t step = 0; step < w.count; ++step, first += kStepInput, second += kStepInput) {
         const char *weight = w.at(step) + 4 * column;
+        ahead.fetch();
         _tile_loadd(4, first, x.stride);
         _tile_loadd(6, weight, kGroupBytes);
         DIJIANG_TILE_DOT(0, 4, 6);
@@ -171,14 +182,20 @@ static void multiply_panel_in_tiles(const Matrix &m, int64_t index, const Encode
     PanelSums sums[2];  // Of one block of rows while those of the last are written.
     PanelOutput<Format> output(m, index * kPanelColumns, x.scale, out);
     constexpr int64_t block = 2 * kRowMultiple;
+    // All blocks together fetch the whole of the next panel. A single one waits for its own as it is.
+    const int64_t halves = rows / block * 2;
+    const int64_t lines = halves > 2 ? (kStepBytes / kLine + halves - 1) / halves : 0;
+    PanelAhead ahead{panel + m.groups * kGroupBytes, lines};
     for (int64_t row = 0; row < rows; row += block) {
         const int64_t count = std::min(rows - row, block);
         PanelSums &next = sums[row / block % 2];
         if (count <= kRowMultiple) {
             multiply_16(w, x, row, next, output);
         } else {
-            multiply_32(w, 0, x, row, next, output);
-            multiply_32(w, kPanelColumns / 2, x, row, next, output);
+            for (const int64_t column : {int64_t{0}, kPanelColumns / 2}) {
+                multiply_32(w, column, x, row, ahead, next, output);
+                ahead.next += lines * kLine * w.count;
+            }
         }
         output.write_rest();
         output.begin(next, row, count);
