@@ -20,6 +20,7 @@ from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence
 from dijiang_runtime.ops import cpu
 from dijiang_runtime.ops.cpu.library import (
     FORMATS,
+    NUMBERS,
     BatchStruct,
     Context,
     DecoderStruct,
@@ -89,12 +90,15 @@ class CompiledDecoder:
         `recurrence` is told which rows are finite, here with their hidden states.
         """
         model = self.model
-        x = F.embedding(token_ids, model.embed_tokens.weight).float()
-        if model.has_projections:
-            x = model.project_in(x)
-        if self.config.learned_positions:
-            x = x + F.embedding(positions + OPT_POSITION_OFFSET, model.embed_positions.weight)
-        x = x.float().contiguous()
+        if self._struct.embedding is None:
+            x = F.embedding(token_ids, model.embed_tokens.weight).float()
+            if model.has_projections:
+                x = model.project_in(x)
+            if self.config.learned_positions:
+                x = x + F.embedding(positions + OPT_POSITION_OFFSET, model.embed_positions.weight)
+            x = x.float().contiguous()
+        else:
+            x = torch.empty(len(token_ids), self.config.hidden_size)
         prefills = recurrence.prefills
         segments = (ctypes.c_int64 * (4 * len(prefills)))(
             *(n for s in prefills for n in (s.start, s.length, s.source, s.target))
@@ -103,6 +107,7 @@ class CompiledDecoder:
         pending = recurrence.pending or self._none_pending(len(recurrence.decode_source))
         batch = BatchStruct(
             x=x.data_ptr(),
+            token_ids=token_ids.data_ptr(),
             positions=positions.data_ptr(),
             num_rows=len(x),
             num_decodes=len(recurrence.decode_source),
@@ -197,9 +202,17 @@ class CompiledDecoder:
             rotary_frequencies=self._keep(self.model.rotary_frequencies)
             if config.rotary_dim
             else None,
+            embedding=self._embedding(),
+            embedding_number=NUMBERS.get(self.model.embed_tokens.weight.dtype, 0),
             final_norm=self._norm(self.model.final_norm),
             layers=(LayerStruct * config.num_layers)(*layers),
         )
+
+    def _embedding(self) -> int | None:
+        """Where the embedding lies, if it is all that the first layer reads."""
+        table = self.model.embed_tokens.weight
+        is_all = not self.model.has_projections and not self.config.learned_positions
+        return self._keep(table) if is_all and table.dtype in NUMBERS else None
 
     def _layers(self) -> list[Any]:
         return list(self.model.layers)

@@ -324,3 +324,24 @@ def test_a_hidden_state_that_is_not_finite_is_reported_by_its_row() -> None:
     compiled.hidden(torch.tensor([5]), torch.tensor([9]), recurrence)
 
     assert recurrence.finite_rows().tolist() == [False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_embedding_is_read_as_it_is_stored(dtype: torch.dtype) -> None:
+    model = make_model()
+    table = model.embed_tokens.weight.data
+    table[7, :3] = torch.tensor(
+        [3e-8, -6e-5, 65504.0]
+    )  # Subnormal in half precision, and its largest.
+    model.embed_tokens.weight.data = table.to(dtype)
+    stored = model.embed_tokens.weight.data.clone()
+    compiled = prepare(model, "float32")
+    assert isinstance(compiled, CompiledDecoder)
+    wide = make_model()
+    wide.embed_tokens.weight.data = stored.float()
+    expected = prepare(wide, "float32")
+    assert isinstance(expected, CompiledDecoder)
+
+    assert torch.equal(
+        run(compiled, torch.arange(66), [])[0], run(expected, torch.arange(66), [])[0]
+    )

@@ -7,6 +7,30 @@
 // next one reads them.
 constexpr int64_t kStreamedBytes = 8 << 20;
 
+static inline float widened(uint16_t bits, int64_t number) {
+    uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    if (number == kHalf) {
+        const uint32_t sign = (bits & 0x8000u) << 16, exponent = bits >> 10 & 31u, rest = bits & 0x3ffu;
+        // Subnormal numbers are multiples of 2^-24.
+        if (exponent == 0) return (sign ? -1.0f : 1.0f) * static_cast<float>(rest) / (1 << 24);
+        wide = sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | rest << 13;
+    }
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+}
+
+// A token's row of the embedding, in float32.
+static void embed(const Decoder &d, int64_t token, float *x) {
+    const int64_t n = d.hidden_size;
+    if (d.embedding_number == kFull) {
+        std::memcpy(x, static_cast<const float *>(d.embedding) + token * n, sizeof(float) * n);
+        return;
+    }
+    const uint16_t *row = static_cast<const uint16_t *>(d.embedding) + token * n;
+    for (int64_t i = 0; i < n; ++i) x[i] = widened(row[i], d.embedding_number);
+}
+
 // Everything between two matrix products, for all rows.
 struct StepMemory {
     EncodedRows input, mlp_input, inner;
@@ -48,6 +72,7 @@ public:
 
     void run() {
         each_row([&](int64_t row) {
+            if (d_.embedding) embed(d_, b_.token_ids[row], x(row));
             float *angles = m_.angles + row * d_.rotary_dim;
             rotary_angles(d_, b_.positions[row], angles, angles + d_.rotary_dim / 2);
             enter(d_.layers[0], row);

@@ -23,6 +23,9 @@ NO_TARGET = "torch"
 FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """How the kernels number the formats of a packed matrix."""
 
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""How they number those of a table that is not packed."""
+
 
 class _Struct(ctypes.Structure):
     # Annotated only: every subclass sets it.
@@ -61,7 +64,8 @@ class DecoderStruct(_Struct):
             "parallel_residual negated_half num_groups format",
         ),
         *_fields(c_double, "norm_eps group_eps query_scale"),
-        ("rotary_frequencies", c_void_p),
+        *_fields(c_void_p, "rotary_frequencies embedding"),
+        ("embedding_number", c_int64),
         ("final_norm", NormStruct),
         ("layers", POINTER(LayerStruct)),
     ]
@@ -69,7 +73,7 @@ class DecoderStruct(_Struct):
 
 class BatchStruct(_Struct):
     _fields_ = [
-        *_fields(c_void_p, "x positions"),
+        *_fields(c_void_p, "x token_ids positions"),
         *_fields(c_int64, "num_rows num_decodes num_segments"),
         *_fields(c_void_p, "source target segments states"),
         ("layer_stride", c_int64),
@@ -90,6 +94,8 @@ class StepStruct(_Struct):
 
 class PanelsStruct(_Struct):
     _fields_ = _fields(c_void_p, "largest mass temperature")
+    kept: object = None
+    """An array that it points to."""
 
 
 class DrawStruct(_Struct):

@@ -61,28 +61,38 @@ class TokensSeen(Protocol):
 class Panels:
     """What is known of each panel of n rows of logits. It spares others to read the rows."""
 
-    largest: Tensor
-    """The largest logit. Float32 [n, panels]."""
-    mass: Tensor
-    """The sum of e^((logit - largest) / temperature). Float32 [n, panels]."""
-    temperatures: Tensor
-    """Of each row; 0 where its masses are not known. Float32 [n]."""
+    largest_and_mass: Tensor
+    """The largest logit, and the sum of e^((logit - largest) / temperature): [2, n, panels]."""
+    temperatures: Sequence[float]
+    """Of each row; 0 where its masses are not known."""
 
     @classmethod
     def empty(cls, vocab_size: int, temperatures: Sequence[float]) -> Self:
         """Room for rows whose masses are wanted at these temperatures; at 0 they are not."""
-        shape = len(temperatures), -(-vocab_size // PANEL_COLUMNS)
-        return cls(torch.empty(shape), torch.empty(shape), torch.tensor(temperatures))
+        panels = -(-vocab_size // PANEL_COLUMNS)
+        return cls(torch.empty(2, len(temperatures), panels), temperatures)
 
-    def rows(self, chosen: Sequence[int] | Sequence[bool]) -> "Panels":
+    @property
+    def largest(self) -> Tensor:
+        return self.largest_and_mass[0]
+
+    @property
+    def mass(self) -> Tensor:
+        return self.largest_and_mass[1]
+
+    def rows(self, chosen: Sequence[int]) -> "Panels":
         """A copy of some rows."""
-        return Panels(self.largest[chosen], self.mass[chosen], self.temperatures[chosen])
+        temperatures = [self.temperatures[i] for i in chosen]
+        return Panels(self.largest_and_mass[:, chosen], temperatures)
 
     def struct(self) -> PanelsStruct:
         """What the kernels are told. Valid as long as this object is alive."""
-        return PanelsStruct(
-            self.largest.data_ptr(), self.mass.data_ptr(), self.temperatures.data_ptr()
-        )
+        both, rows = self.largest_and_mass, len(self.temperatures)
+        struct = PanelsStruct(both.data_ptr(), both.data_ptr() + both.nbytes // 2)
+        if any(self.temperatures):
+            struct.kept = temperatures = (ctypes.c_float * rows)(*self.temperatures)
+            struct.temperature = ctypes.addressof(temperatures)
+        return struct
 
 
 _NOTHING_KNOWN = PanelsStruct()
@@ -105,7 +115,8 @@ class RowScan(NamedTuple):
     def of_finite(self) -> "RowScan":
         """Of those rows alone that are finite."""
         likeliest = [best for best, ok in zip(self.likeliest, self.finite, strict=True) if ok]
-        panels = None if self.panels is None else self.panels.rows(self.finite)
+        kept = [i for i, ok in enumerate(self.finite) if ok]
+        panels = None if self.panels is None else self.panels.rows(kept)
         return RowScan([True] * len(likeliest), likeliest, panels)
 
 

@@ -29,6 +29,9 @@ struct Matrix {
     int64_t num_panels() const { return (columns + kPanelColumns - 1) / kPanelColumns; }
 };
 
+// How a table that is not packed stores its numbers.
+enum Number : int64_t { kFull = 0, kBrain = 1, kHalf = 2 };
+
 enum Norm : int64_t { kLayerNorm = 0, kRmsNorm = 1 };
 enum Activation : int64_t { kGelu = 0, kGeluTanh = 1, kRelu = 2, kSilu = 3 };
 
@@ -50,6 +53,8 @@ struct Decoder {
     int64_t norm, activation, norm_first, parallel_residual, negated_half, num_groups, format;
     double norm_eps, group_eps, query_scale;
     const double *rotary_frequencies;
+    const void *embedding;     // [vocabulary, hidden_size]; null where the caller fills x.
+    int64_t embedding_number;  // What it is made of: see Number.
     NormWeights final_norm;
     const Layer *layers;
 
@@ -68,6 +73,7 @@ struct Segment {
 // [num_layers, *, num_kv_heads, *, num_features + head_dim], the features of the key and the value.
 struct Batch {
     float *x;
+    const int64_t *token_ids;
     const int64_t *positions;
     int64_t num_rows, num_decodes, num_segments;
     const int64_t *source, *target;  // Of each decode.
