@@ -80,16 +80,17 @@ class Bench:
             "decode_by_batch": self._decode_by_batch(),
             "decode_by_position": self._decode_by_position(),
             "prefill_by_length": self._prefill_by_length(),
+            "state_copy": self._state_copy(),
         }
 
     def decode_seconds(self, batch: int, position: int, steps: int) -> float:
         """Seconds per step of so many sequences at a position, over so many steps or a few more."""
         decode = self._decode([(position, slot) for slot in range(1, batch + 1)])
         start = now()
-        num_calls = -(-steps // self._steps_per_call)
+        num_calls = -(-steps // self.steps_per_call)
         for _ in range(num_calls):
             decode()
-        return (now() - start) / (num_calls * self._steps_per_call)
+        return (now() - start) / (num_calls * self.steps_per_call)
 
     def prefill_seconds(self, length: int) -> float:
         """Seconds that a prompt takes."""
@@ -101,7 +102,7 @@ class Bench:
             b: self._decode([(NEAR, slot) for slot in range(1, b + 1)])
             for b in self._options.batches
         }
-        timings = self._alternate(decodes, self._steps_per_call)
+        timings = self._alternate(decodes, self.steps_per_call)
         return [_row({"batch": b}, timing, b) for b, timing in timings.items()]
 
     def _decode_by_position(self) -> dict[str, Any] | None:
@@ -116,7 +117,7 @@ class Bench:
             result |= {"prefill_seconds": seconds, "prefill_tokens_per_second": FAR / seconds}
         self._progress("decode by position")
         decodes = {NEAR: self._decode([(NEAR, 1)]), FAR: self._decode([(FAR, 2)])}
-        timings = self._alternate(decodes, self._steps_per_call)
+        timings = self._alternate(decodes, self.steps_per_call)
         rows = [_row({"position": p}, timing, 1) for p, timing in timings.items()]
         result["rows"] = rows
         result["ratio"] = rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"]
@@ -135,8 +136,25 @@ class Bench:
         timings = self._alternate(contenders)
         return [_row({"length": n}, timing, n) for n, timing in timings.items()]
 
+    def _state_copy(self) -> dict[str, Any]:
+        """What it takes to give a sequence another one's state, as each of `n` answers gets that of
+        their prompt, and to empty a slot for the next sequence."""
+        self._progress("state copies")
+        contenders: dict[str, Callable[[], object]] = {
+            "copy": lambda: self._pool.fork(1, 2),
+            "empty": lambda: self._pool.reset((2,)),
+        }
+        timings = alternate(contenders, rounds=self._options.rounds)
+        num_bytes = self._model.config.state.num_bytes
+        return {
+            "bytes": num_bytes,
+            "copy_seconds": asdict(timings["copy"]),
+            "empty_seconds": asdict(timings["empty"]),
+            "copied_bytes_per_second": num_bytes / timings["copy"].median,
+        }
+
     @property
-    def _steps_per_call(self) -> int:
+    def steps_per_call(self) -> int:
         """Steps of which one writes the states, or so many that all but the first of them are begun
         ahead: what they take is an average over these."""
         if self._looks_ahead:
@@ -159,11 +177,11 @@ class Bench:
         return sequence
 
     def _decode(self, places: Seq[tuple[int, int]]) -> Callable[[], object]:
-        """`_steps_per_call` steps from a position on, of a sequence for each position and slot."""
+        """`steps_per_call` steps from a position on, of a sequence for each position and slot."""
         if self._looks_ahead:
             return self._decode_ahead(places)
         plans = []
-        for number in range(self._steps_per_call):
+        for number in range(self.steps_per_call):
             sequences = [self._sequence(p, slot=s, num_decoded=number) for p, s in places]
             decodes = tuple(ScheduledSequence(sequence, 1) for sequence in sequences)
             plans.append(SchedulerOutput(decodes=decodes))
@@ -185,7 +203,7 @@ class Bench:
             for sequence in sequences:
                 del sequence.output_token_ids[1:]
                 sequence.num_computed_tokens = sequence.num_prompt_tokens
-            for _ in range(self._steps_per_call):
+            for _ in range(self.steps_per_call):
                 for sequence, result in zip(
                     sequences, self._execute(plan, self._decoder), strict=True
                 ):

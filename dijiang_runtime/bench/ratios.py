@@ -13,11 +13,11 @@ from dijiang_runtime.bench.ceilings import Ceilings, median_of
 from dijiang_runtime.bench.engine import Bench, BenchOptions
 from dijiang_runtime.bench.facts import describe_machine, describe_model
 from dijiang_runtime.bench.peers import Peer
+from dijiang_runtime.bench.phases import TimedDecoder
 from dijiang_runtime.bench.timing import now
+from dijiang_runtime.models.compiled import CompiledDecoder
 from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.serving import ServingModel, decoder_of
-from dijiang_runtime.ops import cpu
-from dijiang_runtime.ops.cpu.packed import multiply_by
 
 Progress = Callable[[str], None]
 
@@ -49,6 +49,8 @@ class RatioBench:
         progress: Progress,
     ) -> None:
         batches = tuple(batch for batch, _ in options.decodes)
+        self._timed = TimedDecoder(model) if isinstance(model, CompiledDecoder) else None
+        model = self._timed or model
         self._engine = Bench(model, BenchOptions(batches=batches), progress)
         self._facts = describe_model(decoder_of(model))
         self._decoder = decoder = decoder_of(model)
@@ -110,15 +112,16 @@ class RatioBench:
         engines = {"engine": self._engine.prefill_seconds} | {p.name: p.prefill for p in peers}
         rounds = max(3, self._options.rounds // 3)
         turns = {name: partial(prefill, length) for name, prefill in engines.items()}
-        seconds, ceilings = self._in_turns(rounds, turns | {PROJECTIONS: self._projections()})
-        alone = seconds.pop(PROJECTIONS)["median"]
+        products = self._products(length) or self._projections_alone(length)
+        seconds, ceilings = self._in_turns(rounds, turns | {PROJECTIONS: products})
+        projections = seconds.pop(PROJECTIONS)["median"]
         operations = 2 * length * self._layer_weights
         return {
             "length": length,
             "seconds": seconds,
             "ceilings": asdict(ceilings),
             "matrix_share": operations / seconds["engine"]["median"] / ceilings.matrix,
-            "projection_share": 2 * PROMPT_ROWS * self._layer_weights / alone / ceilings.matrix,
+            "projection_share": operations / projections / ceilings.matrix,
             "speed_ups": _speed_ups(seconds),
         }
 
@@ -134,44 +137,42 @@ class RatioBench:
         found = {name: _quartiles(values) for name, values in measured.items()}
         return found, median_of(ceilings)
 
-    def _projections(self) -> Callable[[], float]:
-        """A contender: the layers' matrix products alone, of rows as in a prompt."""
+    def _products(self, length: int) -> Callable[[], float] | None:
+        """A contender: what a prompt spends in the layers' matrix products, where that is known."""
+        if (timed := self._timed) is None:
+            return None
+
+        def prefill() -> float:
+            timed.start()
+            self._engine.prefill_seconds(length)
+            return timed.stop()["products"]
+
+        return prefill
+
+    def _projections_alone(self, length: int) -> Callable[[], float]:
+        """A contender: these products by themselves, for as many rows as a prompt has in a step."""
         modules = self._decoder.layers.modules()
         layers = [m for m in modules if isinstance(m, PackedLinear | torch.nn.Linear)]
         device = self._decoder.embed_tokens.weight.device
-        inputs = {
-            size: torch.randn(PROMPT_ROWS, size, device=device)
-            for size in {layer.in_features for layer in layers}
-        }
-        # As in a step, where they have a place: memory that is new has no pages yet.
-        outputs = {
-            size: torch.zeros(PROMPT_ROWS, size, device=device)
-            for size in {layer.out_features for layer in layers}
-        }
+        sizes = {layer.in_features for layer in layers}
+        inputs = {size: torch.randn(PROMPT_ROWS, size, device=device) for size in sizes}
         multiply = _multiply_fused if device.type == "cuda" else _multiply
 
         def multiply_all() -> float:
             start = now()
             for layer in layers:
-                multiply(layer, inputs[layer.in_features], outputs[layer.out_features])
-            return now() - start
+                multiply(layer, inputs[layer.in_features])
+            return (now() - start) * length / PROMPT_ROWS
 
-        def multiply_all_when_warm() -> float:
-            multiply_all()
-            return multiply_all()
-
-        return multiply_all_when_warm
+        multiply_all()
+        return multiply_all
 
 
-def _multiply(layer: Any, x: Tensor, out: Tensor) -> None:
-    if isinstance(layer, PackedLinear):
-        matrix, using = layer.matrix, layer.context or cpu.context()
-        multiply_by(matrix.struct(), x, layer.out_features, using, out)
-    else:
-        layer(x)
+def _multiply(layer: Any, x: Tensor) -> None:
+    layer(x)
 
 
-def _multiply_fused(layer: Any, x: Tensor, out: Tensor) -> None:
+def _multiply_fused(layer: Any, x: Tensor) -> None:
     """As `FusedDecoder` does."""
     # Imports Triton, which a CPU does without.
     from dijiang_runtime.ops import triton

@@ -77,6 +77,8 @@ class CompiledDecoder:
         self._kept: list[object] = []  # What the kernels' structures point to.
         self._struct = self._decoder()
         self._head = self._matrix(model.lm_head)
+        self.nanoseconds: ctypes.Array[ctypes.c_int64] | None = None
+        """Of each of `PHASES`, added to in every step where a benchmark has set it."""
 
     def hidden(
         self,
@@ -123,6 +125,7 @@ class CompiledDecoder:
             pending_head_stride=pending.store.stride(2),
             pending_rows=pending.slots.data_ptr(),
             pending_counts=pending.counts.data_ptr(),
+            nanoseconds=ctypes.addressof(self.nanoseconds) if self.nanoseconds else None,
         )
         context = self.context
         context.kernels.dijiang_forward(

@@ -8,6 +8,7 @@ import typer
 
 from server.commands.bench_neighbours import bench_neighbours
 from server.commands.bench_peers import bench_ratios
+from server.commands.bench_phases import bench_phases
 from server.commands.bench_training import bench_training
 from server.commands.common import fail, log_plainly, model_folder
 
@@ -55,6 +56,10 @@ def bench(
             help="Measure instead what sampled, constrained and logprob rows cost others.",
         ),
     ] = False,
+    phases: Annotated[
+        bool,
+        typer.Option("--phases", help="Take a step apart instead: where its microseconds go."),
+    ] = False,
     ratios: Annotated[
         bool,
         typer.Option(
@@ -100,7 +105,7 @@ def bench(
     log_plainly()
     console = Console(highlight=False)
     if plot is not None:
-        check_plot(plot, is_drawn=not (training or neighbours))
+        check_plot(plot, is_drawn=not (training or neighbours or phases))
     if training:
         bench_training(console, threads, rounds, json_file)
         return
@@ -141,6 +146,9 @@ def bench(
             status.stop()
             bench_neighbours(console, decoder, model, rounds, json_file)
             return
+        if phases:
+            bench_phases(console, status, decoder, rounds, json_file)
+            return
         options = BenchOptions(rounds=rounds, full=full)
         result = Bench(decoder, options, lambda text: status.update(f"Measuring {text}")).run()
     result["model"]["name"] = model.name if model else f"{shape}, random weights"
@@ -164,7 +172,7 @@ def check_plot(path: Path, *, is_drawn: bool) -> None:
     from importlib.util import find_spec
 
     if not is_drawn:
-        fail("--plot draws decode and prefill: not --training and not --neighbours.", exit_code=2)
+        fail("--plot draws decode and prefill, and nothing else that is measured.", exit_code=2)
     if path.suffix not in (".png", ".svg"):
         fail(f"--plot {path}: the name must end in .png or .svg.", exit_code=2)
     if find_spec("matplotlib") is None:
@@ -222,6 +230,17 @@ def print_result(console: "Console", result: dict[str, Any]) -> None:
     else:
         console.print("This model has no position 100,000.")
     console.print(figures("Prefill by length", "length", result["prefill_by_length"]))
+    copy = result["state_copy"]
+    console.print(
+        f"A state of {copy['bytes']:,} bytes: copied in {_us(copy['copy_seconds'])} us "
+        f"({copy['copied_bytes_per_second'] / 1e9:.1f} GB/s), emptied in "
+        f"{_us(copy['empty_seconds'])}.",
+        soft_wrap=True,
+    )
+
+
+def _us(seconds: dict[str, float]) -> str:
+    return f"{1e6 * seconds['median']:,.0f}"
 
 
 def figures(title: str, key: str, rows: list[dict[str, Any]]) -> "Table":

@@ -21,7 +21,7 @@ DECODE_SHARES = {
     "bound by": "bound_by",
 }
 """Columns of a table, and what of a result is in them."""
-PREFILL_SHARES = {"of matrix peak": "matrix_share", "projections alone": "projection_share"}
+PREFILL_SHARES = {"of matrix peak": "matrix_share", "its projections": "projection_share"}
 
 
 def bench_ratios(

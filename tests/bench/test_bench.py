@@ -54,6 +54,14 @@ def run(model: Decoder, **options: Any) -> dict[str, Any]:
     return Bench(model, BenchOptions(**options), lambda text: None).run()
 
 
+def test_the_cost_of_copying_a_state_is_that_of_its_bytes(model: Decoder) -> None:
+    copy = run(model)["state_copy"]
+    assert copy["bytes"] == model.config.state.num_bytes
+    seconds = copy["copy_seconds"]["median"]
+    assert copy["copied_bytes_per_second"] == pytest.approx(copy["bytes"] / seconds)
+    assert copy["empty_seconds"]["median"] > 0
+
+
 def test_every_contender_runs_once_in_every_turn() -> None:
     calls: list[int] = []
     contenders = {key: lambda key=key: calls.append(key) for key in (1, 2, 3)}

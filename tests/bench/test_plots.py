@@ -43,7 +43,7 @@ def test_peers_are_drawn_by_position_and_shares_where_there_are_none(tmp_path: P
     ("options", "reason"),
     [
         (["--plot", "out.txt"], "must end in .png or .svg"),
-        (["--plot", "out.png", "--neighbours"], "not --neighbours"),
+        (["--plot", "out.png", "--neighbours"], "nothing else"),
         (["--dtype", "int3"], "none of auto, float32, bfloat16 and int8"),
     ],
 )

@@ -56,6 +56,8 @@ std::vector<const Kernels *> runnable() {
     offer(kAvx2, avx2);
 #endif
     offer(kPortable, true);
+    // Never the best: it stands for AMX where there is none.
+    offer(kPortableTiles, true);
     return found;
 }
 

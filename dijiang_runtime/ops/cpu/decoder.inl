@@ -57,6 +57,26 @@ struct StepMemory {
     }
 };
 
+// Adds to what a phase takes, as long as it lives, where anybody wants to know.
+class PhaseClock {
+public:
+    PhaseClock(const Batch &b, Phase phase) : total_(b.nanoseconds ? b.nanoseconds + phase : nullptr) {
+        if (total_) *total_ -= now();
+    }
+    ~PhaseClock() {
+        if (total_) *total_ += now();
+    }
+
+private:
+    static int64_t now() {
+        using std::chrono::nanoseconds, std::chrono::duration_cast;
+        const auto time = std::chrono::steady_clock::now().time_since_epoch();
+        return duration_cast<nanoseconds>(time).count();
+    }
+
+    int64_t *const total_;
+};
+
 struct Product {
     const Matrix &matrix;
     const EncodedRows &rows;
@@ -91,11 +111,13 @@ public:
 private:
     template <class Function>
     void each_row(Function f) {
+        const PhaseClock clock(b_, kRows);
         team_.for_runs(b_.num_rows, kRowRun, [&](int64_t row, int) { f(row); });
     }
 
     template <int Count>
     void multiply_all(const Product (&products)[Count]) {
+        const PhaseClock clock(b_, kProducts);
         int64_t panels = 0;
         for (const Product &p : products) panels += p.matrix.panels ? p.matrix.num_panels() : 0;
         team_.for_runs(panels, kPanelRun, [&](int64_t panel, int) {
@@ -173,6 +195,7 @@ private:
     }
 
     void attend(const Layer &layer) {
+        const PhaseClock clock(b_, kAttention);
         const Projected p{m_.q, m_.k, m_.v, m_.angles, m_.y, b_.finite};
         const int64_t heads = d_.num_kv_heads, head_size = d_.num_features * d_.value_dim;
         const int64_t decodes = b_.num_decodes;

@@ -4,8 +4,8 @@
 #include "math.inl"
 #include "rows.inl"
 #include "panel.inl"
-#ifdef DIJIANG_AMX
-#include "panel_amx.inl"
+#ifdef DIJIANG_TILES
+#include "panel_tiles.inl"
 #endif
 #include "matmul.inl"
 #include "norms.inl"

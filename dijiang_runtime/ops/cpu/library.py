@@ -26,6 +26,10 @@ FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """How they number those of a table that is not packed."""
 
+PHASES = ("products", "attention", "rows")
+"""What a step spends its time on, as they number it: matrix products, attention, and what is done
+to each row between them."""
+
 
 class _Struct(ctypes.Structure):
     # Annotated only: every subclass sets it.
@@ -79,7 +83,7 @@ class BatchStruct(_Struct):
         ("layer_stride", c_int64),
         *_fields(c_void_p, "finite pending"),
         *_fields(c_int64, "pending_layer_stride pending_head_stride"),
-        *_fields(c_void_p, "pending_rows pending_counts"),
+        *_fields(c_void_p, "pending_rows pending_counts nanoseconds"),
     ]
 
 

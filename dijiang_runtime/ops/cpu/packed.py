@@ -123,20 +123,11 @@ def multiply(x: Tensor, matrix: PackedMatrix, using: Context | None = None) -> T
     return multiply_by(matrix.struct(), x, matrix.out_features, using or context())
 
 
-def multiply_by(
-    matrix: MatrixStruct,
-    x: Tensor,
-    out_features: int,
-    using: Context,
-    out: Tensor | None = None,
-) -> Tensor:
-    """The same with a matrix as the kernels know it. Whoever made it keeps its arrays alive.
-
-    `out`, float32 [rows, N], is written where it is given.
-    """
+def multiply_by(matrix: MatrixStruct, x: Tensor, out_features: int, using: Context) -> Tensor:
+    """The same with a matrix as the kernels know it. Whoever made it keeps its arrays alive."""
     x = x.float().contiguous()
     rows, in_features = x.shape
-    out = torch.empty(rows, out_features) if out is None else out
+    out = torch.empty(rows, out_features)
     using.kernels.dijiang_multiply(
         using.handle, ctypes.byref(matrix), x.data_ptr(), rows, in_features, out.data_ptr()
     )

@@ -8,7 +8,7 @@ struct EncodedRows {
 };
 
 constexpr int64_t kLine = 64;  // Bytes of a cache line.
-#ifdef DIJIANG_AMX
+#ifdef DIJIANG_TILES
 constexpr int64_t kRowMultiple = 16;  // Products read so many rows at once, whatever is in them.
 #else
 constexpr int64_t kRowMultiple = 1;

@@ -13,8 +13,9 @@ namespace amx {
 #define DIJIANG_TARGET "amx"
 #define DIJIANG_VNNI 1
 #define DIJIANG_BF16 1
-#define DIJIANG_AMX 1
+#define DIJIANG_TILES 1
 #include "simd_avx512.h"
+#include "tiles_amx.h"
 #include "kernels.inl"
 
 }  // namespace amx

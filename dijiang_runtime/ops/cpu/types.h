@@ -67,6 +67,10 @@ struct Segment {
     int64_t start, length, source, target;
 };
 
+// What a step spends its time on: products of packed matrices, attention, and what is done to each
+// row between them.
+enum Phase : int64_t { kProducts = 0, kAttention = 1, kRows = 2, kNumPhases = 3 };
+
 // The rows of one step: decodes first, then segments. Written in place: x [rows, hidden_size] and
 // the target rows of states [num_layers, *, num_kv_heads, num_features, value_dim]. A decode whose
 // target is its source keeps its state; its token goes to `pending`, after those that are there:
@@ -84,6 +88,7 @@ struct Batch {
     float *pending;
     int64_t pending_layer_stride, pending_head_stride;
     const int64_t *pending_rows, *pending_counts;  // Of each decode.
+    int64_t *nanoseconds;  // Of each phase, added to where it is not null.
 };
 
 // One token of decayed linear attention; see `recurrent_step.inl`.
@@ -174,5 +179,6 @@ extern const Kernels *const kAvx512;
 extern const Kernels *const kAvx512Vnni;
 extern const Kernels *const kAvx512Bf16;
 extern const Kernels *const kAmx;
+extern const Kernels *const kPortableTiles;
 
 }  // namespace dijiang

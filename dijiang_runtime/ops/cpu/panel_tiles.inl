@@ -1,4 +1,4 @@
-// The same in the processor's matrix unit (AMX), for int8 and bfloat16.
+// The same in the tiles of a matrix unit (AMX), for int8 and bfloat16: `tiles_*.h`.
 //
 // A tile has 16 rows of 64 bytes. Of the input those are rows; of a panel they are groups of inputs
 // for 16 columns, which is how it is stored; of the product, rows of 16 columns. Rows beyond the last
@@ -10,20 +10,6 @@ constexpr int64_t kStepGroups = 16;                  // Groups of a panel that a
 constexpr int64_t kStepBytes = kStepGroups * kGroupBytes;  // their bytes,
 constexpr int64_t kStepInput = 4 * kStepGroups;            // and those of a row.
 constexpr int64_t kFewRows = 4;  // int8: so many wait for the panel alone, and vectors read it faster.
-
-struct alignas(64) TileShapes {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-static const TileShapes kTileShapes;
-
-// Has the tiles of this thread as long as it lives; whoever switches threads then saves them, too.
-struct TilesInUse {
-    TilesInUse() { _tile_loadconfig(&kTileShapes); }
-    ~TilesInUse() { _tile_release(); }
-};
 
 // What a panel is multiplied with. The last step of a panel may have fewer groups: then it is read
 // from a copy that is filled up with zeros.
@@ -39,15 +25,14 @@ struct alignas(64) PanelSums {
     int32_t sums[2 * kRowMultiple][kPanelColumns];
 };
 
-// The macros of a tile's instructions take nothing but digits.
-#define DIJIANG_TILE_DOT(sums, x, weight)                       \
-    do {                                                        \
-        if constexpr (std::is_same_v<Format, Int8Format>) {     \
-            _tile_dpbusd(sums, x, weight);                      \
-        } else {                                                \
-            _tile_dpbf16ps(sums, x, weight);                    \
-        }                                                       \
-    } while (false)
+template <class Format, int Sums, int X, int Weight>
+static inline void tile_dot() {
+    if constexpr (std::is_same_v<Format, Int8Format>) {
+        tile_dot_int8<Sums, X, Weight>();
+    } else {
+        tile_dot_bf16<Sums, X, Weight>();
+    }
+}
 
 // Makes outputs of the sums of some rows, a few at a time: meanwhile the matrix unit works.
 template <class Format>
@@ -110,27 +95,27 @@ static inline void multiply_16(const PanelSteps &w, const EncodedRows &x, int64_
                                PanelSums &out, PanelOutput<Format> &last) {
     const int64_t rows_at_once = 1 + 2 * kRowMultiple / w.count;
     const char *input = x.data + row * x.stride;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
     for (int64_t step = 0; step < w.count; ++step, input += kStepInput) {
         const char *weight = w.at(step);
-        _tile_loadd(4, input, x.stride);
-        _tile_loadd(5, weight, kGroupBytes);
-        DIJIANG_TILE_DOT(0, 4, 5);
-        _tile_loadd(6, weight + kLine, kGroupBytes);
-        DIJIANG_TILE_DOT(1, 4, 6);
-        _tile_loadd(7, weight + 2 * kLine, kGroupBytes);
-        DIJIANG_TILE_DOT(2, 4, 7);
-        _tile_loadd(5, weight + 3 * kLine, kGroupBytes);
-        DIJIANG_TILE_DOT(3, 4, 5);
+        tile_load<4>(input, x.stride);
+        tile_load<5>(weight, kGroupBytes);
+        tile_dot<Format, 0, 4, 5>();
+        tile_load<6>(weight + kLine, kGroupBytes);
+        tile_dot<Format, 1, 4, 6>();
+        tile_load<7>(weight + 2 * kLine, kGroupBytes);
+        tile_dot<Format, 2, 4, 7>();
+        tile_load<5>(weight + 3 * kLine, kGroupBytes);
+        tile_dot<Format, 3, 4, 5>();
         last.write(rows_at_once);
     }
-    _tile_stored(0, &out.sums[0][0], kGroupBytes);
-    _tile_stored(1, &out.sums[0][kLanes], kGroupBytes);
-    _tile_stored(2, &out.sums[0][2 * kLanes], kGroupBytes);
-    _tile_stored(3, &out.sums[0][3 * kLanes], kGroupBytes);
+    tile_store<0>(&out.sums[0][0], kGroupBytes);
+    tile_store<1>(&out.sums[0][kLanes], kGroupBytes);
+    tile_store<2>(&out.sums[0][2 * kLanes], kGroupBytes);
+    tile_store<3>(&out.sums[0][3 * kLanes], kGroupBytes);
 }
 
 // 32 rows and the half of a panel's columns that begins with the given one.
@@ -139,30 +124,28 @@ static inline void multiply_32(const PanelSteps &w, int64_t column, const Encode
                                PanelAhead ahead, PanelSums &out, PanelOutput<Format> &last) {
     const int64_t rows_at_once = 1 + kRowMultiple / w.count;
     const char *first = x.data + row * x.stride, *second = first + kRowMultiple * x.stride;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
     for (int64_t step = 0; step < w.count; ++step, first += kStepInput, second += kStepInput) {
         const char *weight = w.at(step) + 4 * column;
         ahead.fetch();
-        _tile_loadd(4, first, x.stride);
-        _tile_loadd(6, weight, kGroupBytes);
-        DIJIANG_TILE_DOT(0, 4, 6);
-        _tile_loadd(7, weight + kLine, kGroupBytes);
-        DIJIANG_TILE_DOT(1, 4, 7);
-        _tile_loadd(5, second, x.stride);
-        DIJIANG_TILE_DOT(2, 5, 6);
-        DIJIANG_TILE_DOT(3, 5, 7);
+        tile_load<4>(first, x.stride);
+        tile_load<6>(weight, kGroupBytes);
+        tile_dot<Format, 0, 4, 6>();
+        tile_load<7>(weight + kLine, kGroupBytes);
+        tile_dot<Format, 1, 4, 7>();
+        tile_load<5>(second, x.stride);
+        tile_dot<Format, 2, 5, 6>();
+        tile_dot<Format, 3, 5, 7>();
         last.write(rows_at_once);
     }
-    _tile_stored(0, &out.sums[0][column], kGroupBytes);
-    _tile_stored(1, &out.sums[0][column + kLanes], kGroupBytes);
-    _tile_stored(2, &out.sums[kRowMultiple][column], kGroupBytes);
-    _tile_stored(3, &out.sums[kRowMultiple][column + kLanes], kGroupBytes);
+    tile_store<0>(&out.sums[0][column], kGroupBytes);
+    tile_store<1>(&out.sums[0][column + kLanes], kGroupBytes);
+    tile_store<2>(&out.sums[kRowMultiple][column], kGroupBytes);
+    tile_store<3>(&out.sums[kRowMultiple][column + kLanes], kGroupBytes);
 }
-
-#undef DIJIANG_TILE_DOT
 
 template <class Format>
 static void multiply_panel_in_tiles(const Matrix &m, int64_t index, const EncodedRows &x, int64_t rows,
