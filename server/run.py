@@ -11,13 +11,11 @@ One process serves all connections, or `--api-workers` of them do: `server.worke
 import asyncio
 
 from dijiang_runtime.config import EngineConfig
-from dijiang_runtime.engine.client import EngineClient, EngineProcess
-from server.api_process import ApiProcess
+from dijiang_runtime.engine.client import EngineProcess
 from server.config import ServerConfig
 from server.listening import listen, listen_for_probes, url_of
 from server.starting import configure_logging, loop_factory, start_engine
 from server.tls import tls_context
-from server.workers.serve import serve_with_workers
 
 
 def run_server(config: ServerConfig, engine_config: EngineConfig) -> int:
@@ -31,14 +29,24 @@ def run_server(config: ServerConfig, engine_config: EngineConfig) -> int:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         engine = EngineProcess(engine_config)
         if config.api_workers > 1:
+            from server.workers.serve import serve_with_workers
+
             return runner.run(serve_with_workers(engine, config))
         return runner.run(serve(engine, config))
 
 
-async def serve(engine: EngineClient, config: ServerConfig) -> int:
+async def serve(engine: EngineProcess, config: ServerConfig) -> int:
     """Serve an engine that has not been started yet, and stop it in the end."""
     tls = tls_context(config)
-    api = ApiProcess(engine, config, tls)
     listener, probe_listener = listen(config), listen_for_probes(config)
+    try:
+        # It loads while this process imports what answers requests: that takes half a second.
+        await engine.begin()
+        from server.api_process import ApiProcess
+
+        api = ApiProcess(engine, config, tls)
+    except BaseException:
+        await engine.stop()
+        raise
     url = url_of(listener, tls)
     return await api.run(start_engine(engine, url, config), listener, probe_listener)

@@ -45,9 +45,17 @@ class EngineProcess(EngineHandle):
         self._ready = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
 
+    async def begin(self) -> None:
+        """Return when the process is started and has begun to load. `start` waits for the rest."""
+        self._supervisor = asyncio.create_task(self._supervise())
+        while self.pid is None and not self._supervisor.done():
+            await asyncio.sleep(0)
+
     async def start(self) -> None:
         """Return when the engine is ready for the first time. Raises as `EngineClient.start`."""
-        self._supervisor = asyncio.create_task(self._supervise())
+        if self._supervisor is None:
+            await self.begin()
+        assert self._supervisor is not None, "it has begun"
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait({ready, self._supervisor}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()

@@ -28,6 +28,9 @@ async def last_event(
         return response.json(), time.monotonic()
     data = ""
     async with client.stream("POST", "/v1/completions", json=body) as response:
+        if response.status_code != 200:
+            # It came when the engine was dead already.
+            return json.loads(await response.aread()), time.monotonic()
         async for line in response.aiter_lines():
             if line.startswith("data: "):
                 if not data:

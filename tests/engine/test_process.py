@@ -359,3 +359,28 @@ def test_no_engine_outlives_its_parent(tiny_model: Path, private_temporary_folde
     with contextlib.suppress(psutil.NoSuchProcess):
         child.wait(timeout=5)
     assert list(private_temporary_folder.glob("dijiang-*")) == []
+
+
+async def test_a_process_that_has_begun_to_load_is_waited_for(config: EngineConfig) -> None:
+    engine = EngineProcess(config)
+    try:
+        await engine.begin()
+        pid = engine.pid
+        assert pid is not None and psutil.pid_exists(pid)
+        assert not engine.is_ready
+
+        await engine.start()
+        assert engine.is_ready and engine.pid == pid
+    finally:
+        await engine.stop()
+    assert not psutil.pid_exists(pid)
+
+
+async def test_an_engine_that_cannot_be_loaded_says_so_to_who_waits(tmp_path: Path) -> None:
+    engine = EngineProcess(EngineConfig(model=tmp_path))
+    try:
+        await engine.begin()
+        with pytest.raises(ModelLoadError):
+            await engine.start()
+    finally:
+        await engine.stop()
