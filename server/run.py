@@ -9,9 +9,10 @@ One process serves all connections, or `--api-workers` of them do: `server.worke
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from dijiang_runtime.config import EngineConfig
-from dijiang_runtime.engine.client import EngineProcess
+from dijiang_runtime.engine.client import EngineClient, EngineProcess
 from server.config import ServerConfig
 from server.listening import listen, listen_for_probes, url_of
 from server.starting import configure_logging, loop_factory, start_engine
@@ -32,16 +33,26 @@ def run_server(config: ServerConfig, engine_config: EngineConfig) -> int:
             from server.workers.serve import serve_with_workers
 
             return runner.run(serve_with_workers(engine, config))
-        return runner.run(serve(engine, config))
+        return runner.run(serve(engine, config, begin=engine.begin))
 
 
-async def serve(engine: EngineProcess, config: ServerConfig) -> int:
-    """Serve an engine that has not been started yet, and stop it in the end."""
+async def serve(
+    engine: EngineClient,
+    config: ServerConfig,
+    *,
+    begin: Callable[[], Awaitable[None]] | None = None,
+) -> int:
+    """Serve an engine that has not been started yet, and stop it in the end.
+
+    Args:
+        begin: Lets the engine begin to load, where it can do that by itself.
+    """
     tls = tls_context(config)
     listener, probe_listener = listen(config), listen_for_probes(config)
     try:
         # It loads while this process imports what answers requests: that takes half a second.
-        await engine.begin()
+        if begin is not None:
+            await begin()
         from server.api_process import ApiProcess
 
         api = ApiProcess(engine, config, tls)
