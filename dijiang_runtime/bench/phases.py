@@ -68,11 +68,11 @@ def measure_phases(
     found = []
     for batch in options.batches:
         progress(f"decode of {batch}")
-        steps = max(4, round(options.turn_seconds / bench.decode_seconds(batch, POSITION, 4)))
+        wanted = options.turn_seconds / bench.decode_seconds(batch, POSITION, 1)
+        steps = bench.steps_per_call * max(1, round(wanted / bench.steps_per_call))
 
         def decode(batch: int = batch, steps: int = steps) -> tuple[float, int]:
-            num_steps = -(-steps // bench.steps_per_call) * bench.steps_per_call
-            return bench.decode_seconds(batch, POSITION, steps) * num_steps, num_steps
+            return bench.decode_seconds(batch, POSITION, steps) * steps, steps
 
         found.append({"batch": batch, **_take_apart(timed, decode, options.rounds)})
     for length in options.prompt_lengths:

@@ -100,6 +100,7 @@ class CompiledDecoder:
                 x = x + F.embedding(positions + OPT_POSITION_OFFSET, model.embed_positions.weight)
             x = x.float().contiguous()
         else:
+            token_ids = token_ids.long().contiguous()  # As the kernels read them.
             x = torch.empty(len(token_ids), self.config.hidden_size)
         prefills = recurrence.prefills
         segments = (ctypes.c_int64 * (4 * len(prefills)))(

@@ -4,20 +4,14 @@ constexpr int64_t kStreamedOutput = 4 << 20;  // Bytes of a product that do not 
 constexpr int64_t kPanelRun = 4;  // Panels that one thread takes at once, to find the next in its cache.
 constexpr int64_t kRowRun = 16;   // Rows: taking one costs as much as a short row does.
 
-// The place of the largest number of a row, the first among equals, and whether all are finite.
-static void find_likeliest(const float *row, int64_t n, const float *largest, uint8_t *finite,
-                           int64_t *likeliest) {
-    float best = kNone;
-    int64_t panel = 0;
-    *finite = 1;
-    for (int64_t p = 0; p * kPanelColumns < n; ++p) {
-        if (largest[p] <= best) continue;
-        if (std::isnan(largest[p])) *finite = 0;
-        best = largest[p];
-        panel = p;
-    }
-    const int64_t end = std::min(n, (panel + 1) * kPanelColumns);
-    *likeliest = std::find(row + panel * kPanelColumns, row + end - 1, best) - row;
+// The place of the largest number of a row, the first among equals, where the largest of each panel is
+// known; that of the first number where all are -infinity.
+static int64_t place_of_largest(const float *row, int64_t n, const float *panel_largest) {
+    const int64_t panels = (n + kPanelColumns - 1) / kPanelColumns;
+    const float *best = std::max_element(panel_largest, panel_largest + panels);
+    if (*best == kNone) return 0;
+    const int64_t start = (best - panel_largest) * kPanelColumns;
+    return std::find(row + start, row + std::min(n, start + kPanelColumns) - 1, *best) - row;
 }
 
 // What is found on the way, where anybody wants to know.
@@ -37,7 +31,8 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
     const bool lines = reinterpret_cast<uintptr_t>(out) % (sizeof(float) * kLanes) == 0 &&
                        m.columns % kLanes == 0;
     const bool streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
-    const Output output{out, m.columns, streamed, likeliest.panels, num_panels};
+    const Output output{out, m.columns, streamed, likeliest.panels, num_panels,
+                        largest_lane(least_exponential())};
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
         team.for_runs(rows, kRowRun, [&](int64_t row, int) {
@@ -50,8 +45,10 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
     });
     if (!likeliest.panels.largest) return;
     team.for_runs(rows, kRowRun, [&](int64_t row, int) {
-        find_likeliest(out + row * m.columns, m.columns, likeliest.panels.largest + row * num_panels,
-                       likeliest.finite + row, likeliest.token + row);
+        const float *largest = likeliest.panels.largest + row * num_panels;
+        likeliest.finite[row] =
+            std::none_of(largest, largest + num_panels, [](float x) { return std::isnan(x); });
+        likeliest.token[row] = place_of_largest(out + row * m.columns, m.columns, largest);
     });
 }
 

@@ -348,15 +348,6 @@ static void adjust_row(float *x, int64_t n, const Adjustment &a, const Panels &k
     }
 }
 
-// The first of the largest numbers of a row, or the first of all where there is none.
-static int64_t likeliest_of(const LogitRow &row) {
-    for (int64_t b = 0; b < row.num_blocks() && row.largest > kNone; ++b) {
-        if (row.block_largest[b] < row.largest) continue;
-        return std::find(row.x + b * kBlock, row.x + row.block_end(b) - 1, row.largest) - row.x;
-    }
-    return 0;
-}
-
 static void adjust(Team &team, Workspace &workspace, float *logits, const Panels &panels, int64_t n,
                    const Adjustment *adjustments, int64_t count, int64_t *likeliest) {
     const int64_t blocks = blocks_of(n);
@@ -370,6 +361,7 @@ static void adjust(Team &team, Workspace &workspace, float *logits, const Panels
     team.for_each(count, [&](int64_t i, int member) {
         const Adjustment &a = adjustments[i];
         adjust_row(logits + a.row * n, n, a, panels, memory.changed + member * blocks);
-        likeliest[i] = likeliest_of(read_row(logits, n, panels, a.row, memory.largest + member * blocks));
+        const LogitRow row = read_row(logits, n, panels, a.row, memory.largest + member * blocks);
+        likeliest[i] = place_of_largest(row.x, n, row.block_largest);
     });
 }

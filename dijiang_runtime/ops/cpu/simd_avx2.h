@@ -1,6 +1,7 @@
 // Vectors of 16 floats as two AVX2 registers. What each function means: simd_portable.h.
 
 #include "simd_halves.h"
+#include "simd_plain.h"
 
 struct Vec { __m256 a, b; };
 struct Word { __m256i a, b; };
@@ -65,13 +66,6 @@ static inline __m256 power_of_two(__m256 n) {
 }
 static inline Vec scale_by_power(Vec x, Vec n) {
     return mul(x, {power_of_two(n.a), power_of_two(n.b)});
-}
-
-static inline void transpose_block(const float *from, int64_t stride, int64_t rows, int64_t columns,
-                                   float *to, int64_t to_stride) {
-    for (int64_t c = 0; c < columns; ++c) {
-        for (int64_t r = 0; r < 16; ++r) to[c * to_stride + r] = r < rows ? from[r * stride + c] : 0.0f;
-    }
 }
 
 static inline Word broadcast_word(const void *p) {

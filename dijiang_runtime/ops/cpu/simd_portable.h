@@ -1,5 +1,7 @@
 // Vectors of 16 floats in plain C++: the meaning of what the other simd_*.h do with instructions.
 
+#include "simd_plain.h"
+
 struct Vec { float lane[16]; };
 struct Word { uint32_t lane[16]; };  // 16 times 32 bits, read as the format of a matrix wants.
 struct Sum { int32_t lane[16]; };    // Exact sums of int8 products.
@@ -71,14 +73,6 @@ static inline Vec scale_by_power(Vec a, Vec n) {
         a.lane[i] *= power;
     }
     return a;
-}
-
-// to[c][r] = from[r][c] for up to 16 rows and columns; rows that are missing are 0.
-static inline void transpose_block(const float *from, int64_t stride, int64_t rows, int64_t columns,
-                                   float *to, int64_t to_stride) {
-    for (int64_t c = 0; c < columns; ++c) {
-        DIJIANG_LANES to[c * to_stride + i] = i < rows ? from[i * stride + c] : 0.0f;
-    }
 }
 
 static inline Word broadcast_word(const void *p) {
