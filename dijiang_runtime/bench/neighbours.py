@@ -78,9 +78,11 @@ class NeighboursBench:
         found: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in steps}
         for step in (plain, *steps.values()):
             step()
-        for pair in range(rounds * PAIRS_PER_ROUND):
+        for _ in range(rounds):
             for key, step in steps.items():
-                found[key].append(_time_pair(plain, step, swap=bool(pair % 2)))
+                step()  # In an engine the step before was of the same kind.
+                pairs = [_time_pair(plain, step, swap=bool(i % 2)) for i in range(PAIRS_PER_ROUND)]
+                found[key].extend(pairs)
         return [_summary(*key, pairs) for key, pairs in found.items()]
 
     def _step(self, kind: str, num: int) -> Callable[[], object]:

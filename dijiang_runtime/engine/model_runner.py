@@ -101,7 +101,12 @@ class ModelRunner:
 
     def _run_batch(self, items: Seq[ScheduledSequence], forks: Forks) -> Results:
         pool = self._pool
-        batch = build_batch(items, pool, pool.states.device, needs_tiles=self._needs_tiles)
+        device = pool.states.device
+        batch = build_batch(items, pool, device, needs_tiles=self._needs_tiles)
+        everyone, rows = _with_forks(items, forks, batch)
+        # On a CPU before the step: grammars have just read the last tokens, and are in the caches.
+        is_on_host = device.type == "cpu"
+        lost = self._follow_grammars(everyone) if is_on_host else set()
         hidden = self._model.hidden(batch.token_ids, batch.positions, batch.recurrence, batch.tiles)
         prompts = range(batch.num_decodes, len(items))
         prompt_logprobs = {
@@ -116,13 +121,8 @@ class ModelRunner:
             for i in prompts
             if items[i].sequence.request.embed
         }
-        everyone, rows = _with_forks(items, forks, batch)
-        constrained = [i for i, item in enumerate(everyone) if item.sequence.matcher is not None]
-        fill_masks(
-            [everyone[i].sequence for i in constrained if everyone[i].completes_prompt],
-            self._model.config.vocab_size,
-        )
-        lost = {i for i in constrained if _has_lost_grammar(everyone[i])}
+        if not is_on_host:
+            lost = self._follow_grammars(everyone)
         # Who decodes wants a token in any case.
         num_decodes = batch.num_decodes
         wanted = [i for i in range(num_decodes) if i not in lost]
@@ -155,6 +155,15 @@ class ModelRunner:
                 pool.fork(item.source.slot, item.slot)
         pool.commit(everyone[i].slot for i in succeeded if i not in batch.kept)
         return results
+
+    def _follow_grammars(self, items: Seq[ScheduledSequence]) -> set[int]:
+        """Fill the masks of those items that have a grammar, and find those that have lost it."""
+        constrained = [i for i, item in enumerate(items) if item.sequence.matcher is not None]
+        fill_masks(
+            [items[i].sequence for i in constrained if items[i].completes_prompt],
+            self._model.config.vocab_size,
+        )
+        return {i for i in constrained if _has_lost_grammar(items[i])}
 
     def _sample(
         self,

@@ -86,7 +86,7 @@ class Sampler:
     def _adjustment(self, row: int, sequence: Sequence, vocab_size: int) -> Adjustment:
         """Everything that changes one row of logits."""
         params = sequence.request.sampling
-        change = Adjustment(row)
+        change = Adjustment(row, is_drawn=not params.is_greedy)
         if params.logit_bias:
             change.biases = adjustments.biases(sequence)
         if params.has_bias:

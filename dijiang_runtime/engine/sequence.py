@@ -18,8 +18,7 @@ class SequenceStatus(StrEnum):
     FINISHED = "finished"
 
 
-@dataclass(frozen=True, slots=True)
-class RawLogprobs:
+class RawLogprobs(NamedTuple):
     """One position's logprobs as the model runner reports them, before tokens become text."""
 
     token_id: int

@@ -165,7 +165,7 @@ class CompiledDecoder:
             num_rows,
             hidden.shape[1],
             logits.data_ptr(),
-            ctypes.byref(panels.struct()),
+            ctypes.byref(panels.struct),
             finite,
             likeliest,
         )

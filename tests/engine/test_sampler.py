@@ -1,5 +1,6 @@
 """The sampler against a straightforward float64 reimplementation, and against probability."""
 
+import itertools
 import math
 import random
 from collections.abc import Sequence as Seq
@@ -355,6 +356,35 @@ def test_a_mask_leaves_the_tokens_whose_bit_is_set(
 
     assert row.numpy().tolist() == expected.tolist()
     assert likeliest == (int(expected.argmax()) if allowed.any() else 0)
+
+
+@pytest.mark.parametrize("vocab_size", [5, 32, 1000, 5003])
+@pytest.mark.parametrize("target", targets())
+def test_the_likeliest_token_that_all_masks_let_in_is_found_without_writing_them(
+    target: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    rng = np.random.default_rng(vocab_size)
+    shares = (0.0, 0.002, 0.3, 0.9, 1.0)
+    allowed = [[rng.random(vocab_size) < share for share in shares] for _ in range(2)]
+    masks = [[TokenMask.of(m.nonzero()[0].tolist(), vocab_size) for m in some] for some in allowed]
+    pairs = list(itertools.product(range(len(shares)), repeat=2))
+    logits = torch.randn(len(pairs), vocab_size).mul(2).round() / 2  # Many equals.
+    logits[:, rng.integers(vocab_size)] = -torch.inf
+    panels = scan_of(logits, [make_sequence(SamplingParams(temperature=0.0))] * len(pairs)).panels
+
+    for known in (None, panels):
+        adjusted = logits.clone()
+        adjustments = [
+            Adjustment(row, is_drawn=False, masks=[masks[0][i].address, masks[1][j].address])
+            for row, (i, j) in enumerate(pairs)
+        ]
+        found = LogitKernels(context()).adjust(adjusted, adjustments, known, least=-1e30)
+
+        let_in = np.array([allowed[0][i] & allowed[1][j] for i, j in pairs])
+        expected = np.where(let_in, logits.numpy(), -np.inf)
+        assert found == expected.argmax(axis=1).tolist()
+        assert adjusted.equal(logits)
 
 
 @pytest.mark.parametrize("target", targets())

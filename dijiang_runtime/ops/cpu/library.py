@@ -98,8 +98,6 @@ class StepStruct(_Struct):
 
 class PanelsStruct(_Struct):
     _fields_ = _fields(c_void_p, "largest mass temperature")
-    kept: object = None
-    """An array that it points to."""
 
 
 class DrawStruct(_Struct):
@@ -119,7 +117,7 @@ class PenaltiesStruct(_Struct):
 
 class AdjustmentStruct(_Struct):
     _fields_ = [
-        ("row", c_int64),
+        *_fields(c_int64, "row is_drawn"),
         *_fields(c_void_p, "biased bias"),
         ("num_biased", c_int64),
         ("suppressed", c_void_p),

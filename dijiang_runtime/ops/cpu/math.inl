@@ -78,19 +78,55 @@ static inline Vec activate(Vec x, int64_t activation) {
     }
 }
 
-// What masked logits weigh before it is taken off: `exponential` goes no lower.
-static inline Vec least_exponential() { return exponential(broadcast(-87.0f)); }
+// 2^x for x of 0 at most, with an error of 2e-7; 1 for 0, and 0 below about 2^-126.
+static inline Vec power_of_two(Vec x) {
+    x = max(broadcast(kVanishingPower), x);
+    const Vec n = nearest(x), r = sub(x, n);
+    // The polynomial of degree 5 with the smallest relative error for |r| of 1/2 at most, and p(0) = 1.
+    Vec p = broadcast(1.3264727e-3f);
+    for (const float c : {9.671513e-3f, 5.5507336e-2f, 2.4022242e-1f, 6.931470e-1f, 1.0f}) {
+        p = fma(p, r, broadcast(c));
+    }
+    return scale_by_power(p, n);
+}
 
-// e^((x - largest) / temperature), and 0 where that is below e^-87.
+// e^((x - largest) / temperature), and 0 where that is below about e^-87.
 class Weights {
 public:
-    Weights(float largest, float temperature, Vec least)
-        : largest_(broadcast(largest)), inverse_(broadcast(1.0f / temperature)), least_(least) {}
+    Weights(float largest, float temperature)
+        : largest_(broadcast(largest)), per_logit_(broadcast(1.44269504f / temperature)) {}
 
-    Vec of(Vec x) const {
-        return max(broadcast(0.0f), sub(exponential(mul(sub(x, largest_), inverse_)), least_));
-    }
+    Vec of(Vec x) const { return power_of_two(mul(sub(x, largest_), per_logit_)); }
 
 private:
-    const Vec largest_, inverse_, least_;
+    const Vec largest_, per_logit_;
 };
+
+// The largest of n numbers; -infinity if there are none.
+static inline float largest_of(const float *x, int64_t n) {
+    Vec largest = broadcast(kNone);
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        largest = max(load_some(x + i, count, kNone), largest);
+    });
+    return largest_lane(largest);
+}
+
+static inline int64_t lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+    return __builtin_ctz(bits);
+#else
+    int64_t place = 0;
+    while (!(bits >> place & 1u)) ++place;
+    return place;
+#endif
+}
+
+// The place of the first of n numbers that reaches `least`, or the last place where none does.
+static inline int64_t first_reaching(const float *x, int64_t n, float least) {
+    for (int64_t i = 0; i < n; i += kLanes) {
+        const Vec some = load_some(x + i, std::min(n - i, kLanes), kNone);
+        const uint32_t found = reaching(some, broadcast(least));
+        if (found != 0) return std::min(i + lowest_bit(found), n - 1);
+    }
+    return n - 1;
+}

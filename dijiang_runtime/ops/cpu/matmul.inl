@@ -8,10 +8,10 @@ constexpr int64_t kRowRun = 16;   // Rows: taking one costs as much as a short r
 // known; that of the first number where all are -infinity.
 static int64_t place_of_largest(const float *row, int64_t n, const float *panel_largest) {
     const int64_t panels = (n + kPanelColumns - 1) / kPanelColumns;
-    const float *best = std::max_element(panel_largest, panel_largest + panels);
-    if (*best == kNone) return 0;
-    const int64_t start = (best - panel_largest) * kPanelColumns;
-    return std::find(row + start, row + std::min(n, start + kPanelColumns) - 1, *best) - row;
+    const float largest = largest_of(panel_largest, panels);
+    if (largest == kNone) return 0;
+    const int64_t start = first_reaching(panel_largest, panels, largest) * kPanelColumns;
+    return start + first_reaching(row + start, std::min(n - start, kPanelColumns), largest);
 }
 
 // What is found on the way, where anybody wants to know.
@@ -31,8 +31,7 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
     const bool lines = reinterpret_cast<uintptr_t>(out) % (sizeof(float) * kLanes) == 0 &&
                        m.columns % kLanes == 0;
     const bool streamed = lines && rows * m.columns * int64_t{sizeof(float)} > kStreamedOutput;
-    const Output output{out, m.columns, streamed, likeliest.panels, num_panels,
-                        largest_lane(least_exponential())};
+    const Output output{out, m.columns, streamed, likeliest.panels, num_panels};
     with_format(m.format, [&](auto format) {
         using Chosen = decltype(format);
         team.for_runs(rows, kRowRun, [&](int64_t row, int) {
@@ -46,8 +45,7 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
     if (!likeliest.panels.largest) return;
     team.for_runs(rows, kRowRun, [&](int64_t row, int) {
         const float *largest = likeliest.panels.largest + row * num_panels;
-        likeliest.finite[row] =
-            std::none_of(largest, largest + num_panels, [](float x) { return std::isnan(x); });
+        likeliest.finite[row] = is_finite(largest, num_panels);
         likeliest.token[row] = place_of_largest(out + row * m.columns, m.columns, largest);
     });
 }

@@ -12,7 +12,6 @@ struct Output {
     bool streamed = false;
     Panels panels{};  // What is found out about the outputs on the way, if anything.
     int64_t num_panels = 0;
-    float least_exponential = 0.0f;  // For masses: found once, not for each panel.
 };
 
 // Up to 16 columns of a row, from the given one on.
@@ -50,7 +49,7 @@ static inline void look_at_panel(const Vec (&y)[kPanelVectors], int64_t count, c
     out.panels.largest[place] = top;
     const float temperature = out.panels.temperature ? out.panels.temperature[row] : 0.0f;
     if (temperature <= 0.0f) return;
-    const Weights weights(top, temperature, broadcast(out.least_exponential));
+    const Weights weights(top, temperature);
     Vec mass = broadcast(0.0f);
     for (const Vec &some : outputs) mass = add(mass, weights.of(some));
     out.panels.mass[place] = sum_lanes(mass);

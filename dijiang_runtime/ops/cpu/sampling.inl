@@ -5,16 +5,6 @@
 // where the logits were made here.
 constexpr int64_t kBlock = kPanelColumns;
 
-static inline int64_t lowest_bit(uint32_t bits) {
-#if defined(__GNUC__)
-    return __builtin_ctz(bits);
-#else
-    int64_t place = 0;
-    while (!(bits >> place & 1u)) ++place;
-    return place;
-#endif
-}
-
 static inline int64_t blocks_of(int64_t n) { return (n + kBlock - 1) / kBlock; }
 
 // A row of logits, and what is known of each block of it. Where the largest is -infinity nothing in
@@ -34,11 +24,7 @@ struct LogitRow {
 
 static inline float largest_of_block(const float *x, int64_t n, int64_t b) {
     const int64_t start = b * kBlock;
-    Vec v = broadcast(kNone);
-    for_lanes(std::min(n - start, kBlock), [&](int64_t i, int64_t count) {
-        v = max(v, load_some(x + start + i, count, kNone));
-    });
-    return largest_lane(v);
+    return largest_of(x + start, std::min(n - start, kBlock));
 }
 
 // A row of some of which the panels are known.
@@ -48,10 +34,10 @@ static LogitRow read_row(const float *x, int64_t n, const Panels &known, int64_t
     LogitRow row{x + r * n, n, memory, nullptr, temperature, kNone};
     if (known.largest) row.block_largest = known.largest + r * blocks;
     if (known.largest && temperature > 0.0f) row.block_mass = known.mass + r * blocks;
-    for (int64_t b = 0; b < blocks; ++b) {
-        if (!known.largest) memory[b] = largest_of_block(row.x, n, b);
-        row.largest = std::max(row.largest, row.block_largest[b]);
+    for (int64_t b = 0; b < blocks && !known.largest; ++b) {
+        memory[b] = largest_of_block(row.x, n, b);
     }
+    row.largest = largest_of(row.block_largest, blocks);
     return row;
 }
 
@@ -67,9 +53,8 @@ static inline float mass_of_block(const float *x, int64_t n, int64_t b, const We
 
 // What the row's largest logits weigh, block by block; the likeliest of all weighs 1.
 static double mass_of_row(const LogitRow &row, float temperature, double *block_masses) {
-    const Vec least = least_exponential();
     const bool is_known = row.block_mass && row.mass_temperature == temperature;
-    const Weights of_largest(row.largest, temperature, least);
+    const Weights of_largest(row.largest, temperature);
     double mass = 0.0;
     for_lanes(row.num_blocks(), [&](int64_t first, int64_t count) {
         alignas(64) float share[kLanes];
@@ -77,9 +62,9 @@ static double mass_of_row(const LogitRow &row, float temperature, double *block_
         for (int64_t b = first; b < first + count; ++b) {
             double own = is_known ? row.block_mass[b] : 0.0;
             if (!is_known && share[b - first] > 0.0f) {
-                own = mass_of_block(row.x, row.n, b, {row.block_largest[b], temperature, least});
+                own = mass_of_block(row.x, row.n, b, {row.block_largest[b], temperature});
             }
-            block_masses[b] = share[b - first] > 0.0f ? share[b - first] * own : 0.0;
+            block_masses[b] = share[b - first] * own;
             mass += block_masses[b];
         }
     });
@@ -87,7 +72,7 @@ static double mass_of_row(const LogitRow &row, float temperature, double *block_
 }
 
 static void weigh(Candidate *c, int64_t n, float largest, float temperature) {
-    const Weights weights(largest, temperature, least_exponential());
+    const Weights weights(largest, temperature);
     for_lanes(n, [&](int64_t i, int64_t count) {
         alignas(64) float x[kLanes] = {};
         for (int64_t j = 0; j < count; ++j) x[j] = c[i + j].logit;
@@ -114,14 +99,34 @@ static int64_t gather(const LogitRow &row, float least, Candidate *found) {
     return n;
 }
 
+// The k-th largest of n numbers, and k is not above n. `spare` has room for n.
+static float kth_largest(const float *x, int64_t n, int64_t k, float *spare) {
+    if (k > 2 * kLanes) {
+        std::copy(x, x + n, spare);
+        std::nth_element(spare, spare + k - 1, spare + n, std::greater<float>());
+        return spare[k - 1];
+    }
+    // The k largest so far, the largest first: few numbers reach the last of them.
+    std::fill(spare, spare + k, kNone);
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        uint32_t left = reaching(load_some(x + i, count, kNone), broadcast(spare[k - 1]));
+        for (; left != 0; left &= left - 1) {
+            const int64_t lane = lowest_bit(left);
+            if (lane >= count || x[i + lane] <= spare[k - 1]) continue;
+            int64_t place = k - 1;
+            for (; place > 0 && spare[place - 1] < x[i + lane]; --place) spare[place] = spare[place - 1];
+            spare[place] = x[i + lane];
+        }
+    });
+    return spare[k - 1];
+}
+
 // The k likeliest tokens, or all that there are, in no order; among equals the first.
 static int64_t gather_top(const LogitRow &row, int64_t k, Candidate *found, float *spare) {
     float least = kNone;
     if (k <= row.num_blocks()) {
         // So many blocks have a logit that reaches the k-th largest of their maxima.
-        std::copy(row.block_largest, row.block_largest + row.num_blocks(), spare);
-        std::nth_element(spare, spare + k - 1, spare + row.num_blocks(), std::greater<float>());
-        least = spare[k - 1];
+        least = kth_largest(row.block_largest, row.num_blocks(), k, spare);
     }
     const int64_t n = gather(row, least, found);
     select(found, n, k);
@@ -154,9 +159,8 @@ static int64_t draw_whole(const LogitRow &row, float temperature, double uniform
     double mass = 0.0;
     int64_t b = 0, last = -1;
     while (b < row.num_blocks() - 1 && mass + masses[b] <= point) mass += masses[b++];
-    const Vec least = least_exponential();
     const float largest = row.block_largest[b];
-    const Weights of_row(row.largest, temperature, least), of_block(largest, temperature, least);
+    const Weights of_row(row.largest, temperature), of_block(largest, temperature);
     const double share = largest_lane(of_row.of(broadcast(largest)));
     // The block's own numbers, one by one, may add up to a little less than their sum by lanes.
     alignas(64) float weight[kLanes];
@@ -315,35 +319,74 @@ static inline bool lets_all_in(const uint32_t *bits, int64_t n, int64_t b) {
     return std::all_of(bits + b * words, bits + end, [](uint32_t word) { return word == 0xffffffffu; });
 }
 
-// `changed` has room for a byte of each block. What is known of the row is kept up to date; a block
-// of which nothing is left is left as it is where the largest are known.
-static void adjust_row(float *x, int64_t n, const Adjustment &a, const Panels &known, uint8_t *changed) {
-    const int64_t blocks = blocks_of(n);
-    std::memset(changed, 0, blocks);
-    const auto mark = [&](const int64_t *tokens, int64_t count) {
-        for (int64_t i = 0; i < count; ++i) changed[tokens[i] / kBlock] = 1;
+// The likeliest token that all masks let in, the first among equals; the first of all where they let
+// none in. Blocks that hold nothing likelier than what was found are not looked at.
+static int64_t likeliest_let_in(const LogitRow &row, const uint32_t *const (&masks)[2]) {
+    float best = kNone;
+    int64_t found = 0;
+    const auto look = [&](int64_t b) {
+        for (int64_t start = b * kBlock; start < row.block_end(b); start += 32) {
+            uint32_t left = 0xffffffffu;
+            for (const uint32_t *bits : masks) left &= bits ? bits[start / 32] : left;
+            for (; left != 0; left &= left - 1) {
+                const int64_t i = start + lowest_bit(left);
+                if (i >= row.n || row.x[i] < best || (row.x[i] == best && i >= found)) continue;
+                best = row.x[i];
+                found = i;
+            }
+        }
     };
+    const int64_t blocks = row.num_blocks();
+    look(first_reaching(row.block_largest, blocks, row.largest));
+    for_lanes(blocks, [&](int64_t first, int64_t count) {
+        uint32_t left = reaching(load_some(row.block_largest + first, count, kNone), broadcast(best));
+        for (left &= (1u << count) - 1u; left != 0; left &= left - 1) look(first + lowest_bit(left));
+    });
+    return found;
+}
+
+// What of a row is about to be changed, here and there: fetched all at once.
+static void fetch_blocks(const float *x, const int64_t *tokens, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float *block = x + tokens[i] / kBlock * kBlock;
+        for (int64_t v = 0; v < kPanelVectors; ++v) prefetch(block + v * kLanes);
+    }
+}
+
+// What is known of the row is kept up to date; a block of which nothing is left is left as it is
+// where the largest are known.
+static void adjust_row(float *x, int64_t n, const Adjustment &a, const Panels &known) {
+    const Penalties &p = a.penalties;
+    fetch_blocks(x, a.biased, a.num_biased);
+    fetch_blocks(x, p.tokens, p.num_tokens);
     for (int64_t i = 0; i < a.num_biased; ++i) x[a.biased[i]] += a.bias[i];
-    mark(a.biased, a.num_biased);
-    for (int64_t i = 0; i < a.num_suppressed; ++i) x[a.suppressed[i]] = a.penalties.least;
-    mark(a.suppressed, a.num_suppressed);
-    penalise(x, a.penalties);
-    mark(a.penalties.tokens, a.penalties.num_tokens);
+    for (int64_t i = 0; i < a.num_suppressed; ++i) x[a.suppressed[i]] = p.least;
+    penalise(x, p);
+    const int64_t blocks = blocks_of(n);
     float *largest = known.largest ? known.largest + a.row * blocks : nullptr;
     const float temperature = known.temperature ? known.temperature[a.row] : 0.0f;
-    const Vec least = least_exponential();
-    for (int64_t b = 0; b < blocks; ++b) {
-        bool is_empty = false;
-        for (const uint32_t *bits : a.masks) {
-            if (bits == nullptr || lets_all_in(bits, n, b)) continue;
-            is_empty |= mask_block(x, n, b, bits, largest != nullptr);
-            changed[b] = 1;
-        }
-        if (!largest || !changed[b]) continue;
+    const auto note = [&](int64_t b, bool is_empty) {
         largest[b] = is_empty ? kNone : largest_of_block(x, n, b);
-        if (temperature > 0.0f) {
-            known.mass[a.row * blocks + b] =
-                largest[b] == kNone ? 0.0f : mass_of_block(x, n, b, {largest[b], temperature, least});
+        if (temperature <= 0.0f) return;
+        known.mass[a.row * blocks + b] =
+            largest[b] == kNone ? 0.0f : mass_of_block(x, n, b, {largest[b], temperature});
+    };
+    const auto note_each = [&](const int64_t *tokens, int64_t count) {
+        for (int64_t i = 0, last = -1; i < count; ++i) {
+            if (tokens[i] / kBlock != last) note(last = tokens[i] / kBlock, false);
+        }
+    };
+    if (largest) {
+        note_each(a.biased, a.num_biased);
+        note_each(a.suppressed, a.num_suppressed);
+        note_each(p.tokens, p.num_tokens);
+    }
+    if (!a.is_drawn) return;
+    for (const uint32_t *bits : a.masks) {
+        for (int64_t b = 0; bits && b < blocks; ++b) {
+            if (lets_all_in(bits, n, b) || (largest && largest[b] == kNone)) continue;
+            const bool is_empty = mask_block(x, n, b, bits, largest != nullptr);
+            if (largest) note(b, is_empty);
         }
     }
 }
@@ -351,17 +394,14 @@ static void adjust_row(float *x, int64_t n, const Adjustment &a, const Panels &k
 static void adjust(Team &team, Workspace &workspace, float *logits, const Panels &panels, int64_t n,
                    const Adjustment *adjustments, int64_t count, int64_t *likeliest) {
     const int64_t blocks = blocks_of(n);
-    struct Memory {
-        uint8_t *changed;
-        float *largest;
-    };
-    const Memory memory = workspace.lay_out([&](Arena &a) {
-        return Memory{a.take<uint8_t>(blocks * team.size()), a.take<float>(blocks * team.size())};
-    });
+    float *const memory =
+        workspace.lay_out([&](Arena &a) { return a.take<float>(blocks * team.size()); });
     team.for_each(count, [&](int64_t i, int member) {
         const Adjustment &a = adjustments[i];
-        adjust_row(logits + a.row * n, n, a, panels, memory.changed + member * blocks);
-        const LogitRow row = read_row(logits, n, panels, a.row, memory.largest + member * blocks);
-        likeliest[i] = place_of_largest(row.x, n, row.block_largest);
+        adjust_row(logits + a.row * n, n, a, panels);
+        const LogitRow row = read_row(logits, n, panels, a.row, memory + member * blocks);
+        const bool is_masked = !a.is_drawn && (a.masks[0] || a.masks[1]);
+        likeliest[i] = is_masked ? likeliest_let_in(row, a.masks)
+                                 : place_of_largest(row.x, n, row.block_largest);
     });
 }

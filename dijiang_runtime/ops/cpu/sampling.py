@@ -57,14 +57,24 @@ class TokensSeen(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class Panels:
     """What is known of each panel of n rows of logits. It spares others to read the rows."""
 
-    largest_and_mass: Tensor
-    """The largest logit, and the sum of e^((logit - largest) / temperature): [2, n, panels]."""
-    temperatures: Sequence[float]
-    """Of each row; 0 where its masses are not known."""
+    def __init__(self, largest_and_mass: Tensor, temperatures: Sequence[float]) -> None:
+        """
+        Args:
+            largest_and_mass: The largest logit, and the sum of e^((logit - largest) / temperature).
+                Shape [2, n, panels].
+            temperatures: Of each row; 0 where its masses are not known.
+        """
+        self.largest_and_mass = largest_and_mass
+        self.temperatures = temperatures
+        largest = largest_and_mass.data_ptr()
+        self.struct = PanelsStruct(largest, largest + largest_and_mass.nbytes // 2)
+        """What the kernels are told. Valid as long as this object is alive."""
+        if any(temperatures):
+            self._temperatures = (ctypes.c_float * len(temperatures))(*temperatures)
+            self.struct.temperature = ctypes.addressof(self._temperatures)
 
     @classmethod
     def empty(cls, vocab_size: int, temperatures: Sequence[float]) -> Self:
@@ -85,21 +95,12 @@ class Panels:
         temperatures = [self.temperatures[i] for i in chosen]
         return Panels(self.largest_and_mass[:, chosen], temperatures)
 
-    def struct(self) -> PanelsStruct:
-        """What the kernels are told. Valid as long as this object is alive."""
-        both, rows = self.largest_and_mass, len(self.temperatures)
-        struct = PanelsStruct(both.data_ptr(), both.data_ptr() + both.nbytes // 2)
-        if any(self.temperatures):
-            struct.kept = temperatures = (ctypes.c_float * rows)(*self.temperatures)
-            struct.temperature = ctypes.addressof(temperatures)
-        return struct
-
 
 _NOTHING_KNOWN = PanelsStruct()
 
 
 def _struct_of(panels: Panels | None) -> PanelsStruct:
-    return _NOTHING_KNOWN if panels is None else panels.struct()
+    return _NOTHING_KNOWN if panels is None else panels.struct
 
 
 class RowScan(NamedTuple):
@@ -125,6 +126,9 @@ class Adjustment:
     """What changes a row of logits, in this order."""
 
     row: int
+    is_drawn: bool = True
+    """Whether the row is drawn from. Else its likeliest token alone is wanted, and masks are not
+    written."""
     biases: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
     """Tokens, each once, and what is added to each."""
     suppressed: Sequence[int] = ()
@@ -138,16 +142,19 @@ class Adjustment:
 
     def write_to(self, struct: AdjustmentStruct, least: float) -> object:
         """Tell the kernels. What is returned must live until they have read it."""
-        struct.row = self.row
+        struct.row, struct.is_drawn = self.row, self.is_drawn
         if self.biases is not None:
             ids, added = self.biases
             struct.biased, struct.bias = ids.ctypes.data, added.ctypes.data
             struct.num_biased = len(ids)
-        suppressed = _integers(self.suppressed)
-        struct.suppressed, struct.num_suppressed = ctypes.addressof(suppressed), len(suppressed)
-        struct.penalties.least = least
+        kept = None
+        if self.suppressed:
+            kept = _integers(self.suppressed)
+            struct.suppressed, struct.num_suppressed = ctypes.addressof(kept), len(kept)
+            struct.penalties.least = least
         if self.penalties is not None and self.seen is not None:
             penalties, params = struct.penalties, self.penalties
+            penalties.least = least
             penalties.tokens, penalties.counts = self.seen.addresses
             penalties.num_tokens = len(self.seen)
             penalties.repetition = params.repetition_penalty
@@ -155,7 +162,7 @@ class Adjustment:
             penalties.presence = params.presence_penalty
         for i, mask in enumerate(self.masks):
             struct.masks[i] = mask
-        return suppressed
+        return kept
 
 
 class LogitKernels:
@@ -210,7 +217,7 @@ class LogitKernels:
         token_ids: Sequence[int],
         num_top: int,
         panels: Panels | None = None,
-    ) -> tuple[list[float], list[list[int]], list[list[float]]]:
+    ) -> tuple[list[float], list[tuple[int, ...]], list[tuple[float, ...]]]:
         """The logprob of one token in each of these rows of logits [n, V], and of the likeliest.
 
         Returns:
@@ -223,7 +230,7 @@ class LogitKernels:
         top_ids = (ctypes.c_int64 * size)()
         query = LogprobStruct(
             logits=logits.data_ptr(),
-            panels=ctypes.addressof(known := _struct_of(panels)),
+            panels=ctypes.addressof(_struct_of(panels)),
             rows=ctypes.addressof(places := _integers(rows)),
             tokens=ctypes.addressof(tokens := _integers(token_ids)),
             num_rows=num_rows,
@@ -235,9 +242,13 @@ class LogitKernels:
         )
         here = self.context
         here.kernels.dijiang_logprobs(here.handle, ctypes.byref(query))
-        del places, tokens, known  # They had to live until now.
-        ends = [(i * num_top, (i + 1) * num_top) for i in range(num_rows)]
-        return chosen[:], [top_ids[a:b] for a, b in ends], [top[a:b] for a, b in ends]
+        del places, tokens  # They had to live until now.
+        ids, values, starts = top_ids[:], top[:], range(0, size, num_top or 1)
+        return (
+            chosen[:],
+            [tuple(ids[i : i + num_top]) for i in starts] or [()] * num_rows,
+            [tuple(values[i : i + num_top]) for i in starts] or [()] * num_rows,
+        )
 
     def scan_rows(self, x: Tensor) -> RowScan:
         """Find out which rows of x [n, V] are finite, and where each has its largest."""
@@ -260,8 +271,9 @@ class LogitKernels:
     ) -> list[int]:
         """Change rows of logits [n, V] in place, and return the likeliest token of each of them.
 
-        What is known of their panels is kept up to date, and says alone where a whole panel has
-        become -infinity: the logits there are left as they are.
+        A row that nobody draws from is changed no more than that takes. What is known of the rows'
+        panels is kept up to date, and says alone where a whole panel has become -infinity: the
+        logits there are left as they are.
 
         Args:
             least: No logit becomes smaller by a penalty.

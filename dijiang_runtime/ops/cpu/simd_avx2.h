@@ -64,6 +64,7 @@ static inline __m256 power_of_two(__m256 n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
+constexpr float kVanishingPower = -127;
 static inline Vec scale_by_power(Vec x, Vec n) {
     return mul(x, {power_of_two(n.a), power_of_two(n.b)});
 }

@@ -54,6 +54,7 @@ static inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
 static inline Vec nearest(Vec a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+constexpr float kVanishingPower = -200;
 static inline Vec scale_by_power(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
 
 static inline Vec pairs(Vec a, Vec b, bool upper) {

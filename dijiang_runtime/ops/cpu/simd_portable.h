@@ -64,7 +64,8 @@ static inline float largest_lane(Vec v) {
 }
 static inline Vec abs(Vec a) { DIJIANG_LANES a.lane[i] = std::fabs(a.lane[i]); return a; }
 static inline Vec nearest(Vec a) { DIJIANG_LANES a.lane[i] = std::nearbyint(a.lane[i]); return a; }
-// a * 2^n for whole n in -127 ... 127.
+// a * 2^n for whole n in -126 ... 127, or of a power that makes 0 of numbers near 1.
+constexpr float kVanishingPower = -127;
 static inline Vec scale_by_power(Vec a, Vec n) {
     DIJIANG_LANES {
         const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.lane[i]) + 127) << 23;

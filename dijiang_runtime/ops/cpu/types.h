@@ -141,6 +141,7 @@ struct Penalties {
 // What a sequence's parameters change about a row of logits, in this order.
 struct Adjustment {
     int64_t row;
+    int64_t is_drawn;  // Else only the likeliest token is wanted, and masks are not written.
     const int64_t *biased;
     const float *bias;  // Is added.
     int64_t num_biased;
