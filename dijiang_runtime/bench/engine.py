@@ -15,7 +15,7 @@ from dijiang_runtime.config import CHUNK_SIZE
 from dijiang_runtime.engine.lookahead import LookAheadRunner
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.sampler import Sampler
-from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.errors import RequestFailedError

@@ -12,7 +12,7 @@ from dijiang_runtime.bench.timing import now
 from dijiang_runtime.engine.grammar import GrammarState
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.sampler import Sampler
-from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.grammar import GrammarCompiler

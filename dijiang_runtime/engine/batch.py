@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dijiang_runtime.engine.scheduler import ScheduledSequence
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.engine.transfers import to_device
 from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence, PrefillSegment

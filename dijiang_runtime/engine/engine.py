@@ -18,7 +18,8 @@ from dijiang_runtime.engine.grammar import GrammarCache, GrammarState
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.engine.messages import EngineInfo, EngineStats
 from dijiang_runtime.engine.output_processor import OutputProcessor
-from dijiang_runtime.engine.scheduler import Scheduler, SchedulerOutput
+from dijiang_runtime.engine.scheduler import Scheduler
+from dijiang_runtime.engine.scheduler_output import SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.engine.stats import StatsCollector
 from dijiang_runtime.errors import DiJiangError, InvalidRequestError, RequestFailedError

@@ -27,7 +27,7 @@ from torch import Tensor
 from dijiang_runtime.engine import adjustments
 from dijiang_runtime.engine.device_sampler import PendingTokens, finite_rows
 from dijiang_runtime.engine.model_runner import FAILED, NOT_FINITE, ModelRunner, Results
-from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.engine.transfers import Readback, take_rows, to_device
 from dijiang_runtime.models.recurrence import PooledRecurrence

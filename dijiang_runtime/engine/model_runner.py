@@ -17,7 +17,7 @@ from dijiang_runtime.engine.embedding import pool_hidden
 from dijiang_runtime.engine.grammar import GrammarState, fill_masks
 from dijiang_runtime.engine.logprobs import chunk_logprobs
 from dijiang_runtime.engine.sampler import Sampler, mass_temperature
-from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, Sequence, StepResult
 from dijiang_runtime.engine.state_pool import StatePool
 from dijiang_runtime.engine.transfers import take_rows

@@ -1,7 +1,7 @@
 """Counts of what the engine has done since it last told."""
 
 from dijiang_runtime.engine.messages import EngineStats
-from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import SchedulerOutput
 from dijiang_runtime.engine.sequence import StepResult
 
 

@@ -1,11 +1,11 @@
 """`dijiang bench`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from server.commands.bench_engine import measure_engine, report_engine
 from server.commands.bench_neighbours import bench_neighbours
 from server.commands.bench_peers import bench_ratios
 from server.commands.bench_phases import bench_phases
@@ -13,9 +13,6 @@ from server.commands.bench_training import bench_training
 from server.commands.common import fail, log_plainly, model_folder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from dijiang_runtime.models.serving import ServingModel
 
 
@@ -112,8 +109,6 @@ def bench(
     with Console(stderr=True).status("Loading torch") as status:
         import torch
 
-        from dijiang_runtime.bench import plots
-        from dijiang_runtime.bench.engine import Bench, BenchOptions
         from dijiang_runtime.engine.loading import resolve_device
         from dijiang_runtime.engine.resources import available_cpus
 
@@ -149,16 +144,11 @@ def bench(
         if phases:
             bench_phases(console, status, decoder, rounds, json_file)
             return
-        options = BenchOptions(rounds=rounds, full=full)
-        result = Bench(decoder, options, lambda text: status.update(f"Measuring {text}")).run()
-    result["model"]["name"] = model.name if model else f"{shape}, random weights"
+        name = model.name if model else f"{shape}, random weights"
+        result = measure_engine(status, decoder, name, rounds, full=full)
     # The kernels' own; torch is left with one.
     result["machine"]["threads"] = num_threads
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_result(console, result)
-    if plot is not None:
-        plots.plot(plots.engine_panels(result), plots.caption(result), plot)
+    report_engine(console, result, json_file, plot)
 
 
 def check_dtype(dtype: str) -> None:
@@ -203,61 +193,3 @@ def load(model: Path | None, shape: str, dtype: Any, device: Any) -> "ServingMod
     if model is not None:
         return load_for_serving(model_folder(model), device, dtype)[0]
     return random_serving_model(shape_config(shape), device, dtype)
-
-
-def print_result(console: "Console", result: dict[str, Any]) -> None:
-    machine, facts = result["machine"], result["model"]
-    console.print(
-        f"{facts['name']}: {facts['family']}, {facts['num_layers']} layers, hidden "
-        f"{facts['hidden_size']}, {facts['num_parameters']:,} parameters, {facts['dtype']}\n"
-        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads of "
-        f"{machine['cores']} cores, load {machine['load_average']:.1f}, "
-        f"torch {machine['torch']}, commit {machine['commit']}",
-        soft_wrap=True,
-    )
-    console.print(figures("Decode by batch", "batch", result["decode_by_batch"]))
-    if by_position := result["decode_by_position"]:
-        console.print(figures("Decode by position", "position", by_position["rows"]))
-        how = "its prompt was run" if by_position["prompt_was_run"] else "its prompt was not run"
-        console.print(
-            f"Position 100,000 / 100: {by_position['ratio']:.3f} ({how}); "
-            f"{by_position['state_bytes']:,} bytes of state at either.",
-            soft_wrap=True,
-        )
-        if by_position["prompt_was_run"]:
-            speed = by_position["prefill_tokens_per_second"]
-            console.print(f"Prompt of 100,000 tokens: {speed:,.0f} tokens/s.")
-    else:
-        console.print("This model has no position 100,000.")
-    console.print(figures("Prefill by length", "length", result["prefill_by_length"]))
-    copy = result["state_copy"]
-    console.print(
-        f"A state of {copy['bytes']:,} bytes: copied in {_us(copy['copy_seconds'])} us "
-        f"({copy['copied_bytes_per_second'] / 1e9:.1f} GB/s), emptied in "
-        f"{_us(copy['empty_seconds'])}.",
-        soft_wrap=True,
-    )
-
-
-def _us(seconds: dict[str, float]) -> str:
-    return f"{1e6 * seconds['median']:,.0f}"
-
-
-def figures(title: str, key: str, rows: list[dict[str, Any]]) -> "Table":
-    """One table: medians, and quartiles as the spread."""
-    from rich.table import Table
-
-    table = Table(key, "tokens/s", "ms", "quartiles, ms", "rounds", "disturbed", title=title)
-    for column in table.columns:
-        column.justify = "right"
-    for row in rows:
-        seconds = row["seconds"]
-        table.add_row(
-            f"{row[key]:,}",
-            f"{row['tokens_per_second']:,.1f}",
-            f"{1e3 * seconds['median']:.2f}",
-            f"{1e3 * seconds['lower_quartile']:.2f} - {1e3 * seconds['upper_quartile']:.2f}",
-            str(seconds["num_rounds"]),
-            str(seconds["num_disturbed"]),
-        )
-    return table

@@ -12,7 +12,7 @@ from dijiang_runtime.bench.engine import FAR, NEAR, Bench, BenchOptions
 from dijiang_runtime.bench.facts import SHAPES, shape_config
 from dijiang_runtime.engine.lookahead import LookAheadRunner
 from dijiang_runtime.engine.model_runner import ModelRunner
-from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import SchedulerOutput
 from dijiang_runtime.engine.sequence import StepResult
 from dijiang_runtime.errors import InvalidRequestError, RequestFailedError
 from dijiang_runtime.models.decoder import Decoder

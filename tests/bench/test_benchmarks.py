@@ -19,7 +19,8 @@ from dijiang_runtime.engine.admission import QueueLimits
 from dijiang_runtime.engine.messages import EngineStats, StepDone, decode_engine_message, encode
 from dijiang_runtime.engine.model_runner import ModelRunner
 from dijiang_runtime.engine.output_processor import OutputProcessor
-from dijiang_runtime.engine.scheduler import ScheduledSequence, Scheduler, SchedulerOutput
+from dijiang_runtime.engine.scheduler import Scheduler
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, Sequence, StepResult
 from dijiang_runtime.models.compiled import CompiledDecoder
 from dijiang_runtime.ops.cpu.library import targets

@@ -8,7 +8,7 @@ import pytest
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.merge import merge_outputs
 from dijiang_runtime.engine.messages import EngineInfo
-from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import RawLogprobs, StepResult
 from dijiang_runtime.errors import (
     ContextLengthError,

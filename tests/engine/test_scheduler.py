@@ -1,7 +1,8 @@
 import pytest
 
 from dijiang_runtime.engine.admission import QueueLimits
-from dijiang_runtime.engine.scheduler import ScheduledSequence, Scheduler, SchedulerOutput
+from dijiang_runtime.engine.scheduler import Scheduler
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.errors import EngineOverloadedError
 from dijiang_runtime.request import FinishReason, RequestError

@@ -5,7 +5,8 @@ from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from dijiang_runtime.engine.admission import QueueLimits
-from dijiang_runtime.engine.scheduler import Scheduler, SchedulerOutput
+from dijiang_runtime.engine.scheduler import Scheduler
+from dijiang_runtime.engine.scheduler_output import SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence, StepResult
 from dijiang_runtime.errors import EngineOverloadedError
 from dijiang_runtime.request import FinishReason, RequestError

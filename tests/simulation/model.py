@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
-from dijiang_runtime.engine.scheduler import SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import SchedulerOutput
 from dijiang_runtime.engine.sequence import StepResult
 from dijiang_runtime.request import RequestError
 

@@ -23,7 +23,7 @@ import msgspec
 
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.messages import EngineInfo
-from dijiang_runtime.engine.scheduler import ScheduledSequence, SchedulerOutput
+from dijiang_runtime.engine.scheduler_output import ScheduledSequence, SchedulerOutput
 from dijiang_runtime.engine.sequence import Sequence
 from dijiang_runtime.errors import EngineOverloadedError, InvalidRequestError
 from dijiang_runtime.request import FinishReason, Request, RequestOutput, SamplingParams
