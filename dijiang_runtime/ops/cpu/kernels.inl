@@ -13,6 +13,8 @@
 #include "features.inl"
 #include "attention.inl"
 #include "decoder.inl"
+#include "logit_row.inl"
+#include "adjust.inl"
 #include "sampling.inl"
 
 static constexpr Kernels kKernels{DIJIANG_TARGET, multiply, logits, forward, recurrent_step, draw,

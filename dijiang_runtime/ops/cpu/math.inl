@@ -78,16 +78,18 @@ static inline Vec activate(Vec x, int64_t activation) {
     }
 }
 
-// 2^x for x of 0 at most, with an error of 2e-7; 1 for 0, and 0 below about 2^-126.
+// 2^x for x of 0 at most, with an error of 2e-7; 1 for 0, and 0 from 2^-126 on down. Smaller numbers are
+// not made on the way: those that are not normal take the processor a hundred times as long.
 static inline Vec power_of_two(Vec x) {
-    x = max(broadcast(kVanishingPower), x);
+    constexpr float least = std::numeric_limits<float>::min();
+    x = max(broadcast(-126.0f), x);
     const Vec n = nearest(x), r = sub(x, n);
     // The polynomial of degree 5 with the smallest relative error for |r| of 1/2 at most, and p(0) = 1.
     Vec p = broadcast(1.3264727e-3f);
     for (const float c : {9.671513e-3f, 5.5507336e-2f, 2.4022242e-1f, 6.931470e-1f, 1.0f}) {
         p = fma(p, r, broadcast(c));
     }
-    return scale_by_power(p, n);
+    return max(broadcast(0.0f), sub(scale_by_power(p, n), broadcast(least)));
 }
 
 // e^((x - largest) / temperature), and 0 where that is below about e^-87.

@@ -50,6 +50,15 @@ static inline uint32_t reaching(Vec x, Vec y) {
     const int b = _mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_GE_OQ));
     return static_cast<uint32_t>(a | b << 8);
 }
+static inline __m256 choose(__m256i lanes, __m256 x, __m256 y) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i is_set = _mm256_cmpeq_epi32(_mm256_and_si256(lanes, bit), bit);
+    return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(is_set));
+}
+static inline Vec choose(uint32_t lanes, Vec x, Vec y) {
+    const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(lanes));
+    return {choose(all, x.a, y.a), choose(_mm256_srli_epi32(all, 8), x.b, y.b)};
+}
 static inline float sum_lanes(Vec x) { return sum_half(_mm256_add_ps(x.a, x.b)); }
 static inline float largest_lane(Vec x) { return largest_half(_mm256_max_ps(x.b, x.a)); }
 static inline Vec abs(Vec x) {
@@ -64,7 +73,6 @@ static inline __m256 power_of_two(__m256 n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
-constexpr float kVanishingPower = -127;
 static inline Vec scale_by_power(Vec x, Vec n) {
     return mul(x, {power_of_two(n.a), power_of_two(n.b)});
 }

@@ -43,6 +43,9 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 static inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 static inline uint32_t reaching(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+static inline Vec choose(uint32_t lanes, Vec a, Vec b) {
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(lanes), b, a);
+}
 static inline __m256 upper_half(Vec a) { return _mm512_extractf32x8_ps(a, 1); }
 static inline float sum_lanes(Vec a) {
     return sum_half(_mm256_add_ps(_mm512_castps512_ps256(a), upper_half(a)));
@@ -54,7 +57,6 @@ static inline Vec abs(Vec a) { return _mm512_abs_ps(a); }
 static inline Vec nearest(Vec a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-constexpr float kVanishingPower = -200;
 static inline Vec scale_by_power(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
 
 static inline Vec pairs(Vec a, Vec b, bool upper) {

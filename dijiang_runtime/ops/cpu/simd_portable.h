@@ -47,6 +47,11 @@ static inline uint32_t reaching(Vec a, Vec b) {
     DIJIANG_LANES bits |= static_cast<uint32_t>(a.lane[i] >= b.lane[i]) << i;
     return bits;
 }
+// a in the lanes whose bit is set, b in the others.
+static inline Vec choose(uint32_t lanes, Vec a, Vec b) {
+    DIJIANG_LANES a.lane[i] = (lanes >> i) & 1u ? a.lane[i] : b.lane[i];
+    return a;
+}
 // Lanes are added pairwise in one fixed order: halves, quarters, eighths, pairs.
 static inline float sum_lanes(Vec v) {
     for (int width = 8; width > 0; width /= 2) {
@@ -64,8 +69,7 @@ static inline float largest_lane(Vec v) {
 }
 static inline Vec abs(Vec a) { DIJIANG_LANES a.lane[i] = std::fabs(a.lane[i]); return a; }
 static inline Vec nearest(Vec a) { DIJIANG_LANES a.lane[i] = std::nearbyint(a.lane[i]); return a; }
-// a * 2^n for whole n in -126 ... 127, or of a power that makes 0 of numbers near 1.
-constexpr float kVanishingPower = -127;
+// a * 2^n for whole n in -127 ... 127.
 static inline Vec scale_by_power(Vec a, Vec n) {
     DIJIANG_LANES {
         const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.lane[i]) + 127) << 23;
