@@ -30,6 +30,11 @@ SHARP = 0.1
 """Random weights find nearly all tokens about equally likely. At this temperature few are."""
 
 PAIRS_PER_ROUND = 8
+SCHEMA = Grammar(
+    GrammarKind.JSON_SCHEMA,
+    '{"type": "object", "required": ["name", "tags"], "properties": {"name": {"type": "string"}, '
+    '"tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}}}}',
+)
 KINDS: Mapping[str, SamplingParams] = {
     "temperature": SamplingParams(),
     "top_k 40": SamplingParams(top_k=40),
@@ -38,13 +43,9 @@ KINDS: Mapping[str, SamplingParams] = {
     "logit bias": SamplingParams(temperature=0.0, logit_bias=dict.fromkeys(range(100), 1.0)),
     "penalties": SamplingParams(temperature=0.0, repetition_penalty=1.1),
     "5 logprobs": SamplingParams(temperature=0.0, logprobs=5),
-    "JSON schema": SamplingParams(temperature=0.0),
+    "JSON schema": SamplingParams(temperature=0.0, grammar=SCHEMA),
+    "JSON, drawn": SamplingParams(grammar=SCHEMA),
 }
-SCHEMA = Grammar(
-    GrammarKind.JSON_SCHEMA,
-    '{"type": "object", "required": ["name", "tags"], "properties": {"name": {"type": "string"}, '
-    '"tags": {"type": "array", "items": {"enum": ["a", "b", "c"]}}}}',
-)
 POSITION = 100
 
 
@@ -111,8 +112,8 @@ class NeighboursBench:
         sequence = Sequence(request, seed=slot, slot=slot)
         sequence.append(1)
         sequence.num_computed_tokens = POSITION
-        if kind == "JSON schema":
-            sequence.matcher = GrammarState(self._compiler.compile(SCHEMA))
+        if (grammar := request.sampling.grammar) is not None:
+            sequence.matcher = GrammarState(self._compiler.compile(grammar))
             for token_id in self._opening:
                 sequence.matcher.advance(token_id)
         return sequence

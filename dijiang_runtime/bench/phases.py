@@ -12,7 +12,7 @@ from dijiang_runtime.bench.engine import Bench, BenchOptions
 from dijiang_runtime.bench.timing import now
 from dijiang_runtime.models.compiled import CompiledDecoder
 from dijiang_runtime.ops.cpu.library import PHASES
-from dijiang_runtime.ops.cpu.sampling import RowScan
+from dijiang_runtime.ops.cpu.sampling import RowScan, TokenSet
 
 LOGITS, OTHER = "logits", "Python and torch"
 PARTS = (*PHASES, LOGITS, OTHER)
@@ -40,10 +40,14 @@ class TimedDecoder(CompiledDecoder):
         return {**seconds, LOGITS: self._logits_seconds}
 
     def chosen_logits(
-        self, hidden: Tensor, rows: Sequence[int], temperatures: Sequence[float]
+        self,
+        hidden: Tensor,
+        rows: Sequence[int],
+        masks: Sequence[TokenSet | None],
+        temperatures: Sequence[float],
     ) -> tuple[Tensor, RowScan]:
         start = now()
-        found = super().chosen_logits(hidden, rows, temperatures)
+        found = super().chosen_logits(hidden, rows, masks, temperatures)
         self._logits_seconds += now() - start
         return found
 

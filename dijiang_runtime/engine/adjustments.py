@@ -18,8 +18,8 @@ SUPPRESSED = float(np.finfo(np.float32).min)
 
 
 def is_adjusted(sequence: Sequence) -> bool:
-    """Whether anything changes this sequence's logits."""
-    return sequence.adjusts_logits or sequence.matcher is not None
+    """Whether anything changes this sequence's logits, or forbids tokens."""
+    return sequence.changes_logits or sequence.is_constrained
 
 
 def depends_on_last_token(sequence: Sequence) -> bool:
@@ -70,15 +70,14 @@ def history(sequence: Sequence) -> TokenHistory:
     return sequence.history
 
 
-def masks(sequence: Sequence, vocab_size: int) -> list[TokenMask]:
-    """What allowed_token_ids and a grammar let in: the tokens that are in all of these."""
-    found = []
-    allowed = sequence.request.sampling.allowed_token_ids
-    if allowed is not None:
-        if sequence.allowed is None:
-            sequence.allowed = TokenMask.of(allowed, vocab_size)
-        found.append(sequence.allowed)
+def mask(sequence: Sequence, vocab_size: int) -> TokenMask | None:
+    """The tokens that allowed_token_ids or a grammar, never both, let in; None: all."""
+    if not sequence.is_constrained:
+        return None
     if isinstance(sequence.matcher, GrammarState):
         assert sequence.matcher.allowed is not None, "the masks of the step are not filled"
-        found.append(sequence.matcher.allowed)
-    return found
+        return sequence.matcher.allowed
+    allowed = sequence.request.sampling.allowed_token_ids
+    if sequence.allowed is None and allowed is not None:
+        sequence.allowed = TokenMask.of(allowed, vocab_size)
+    return sequence.allowed

@@ -164,11 +164,11 @@ def _mask(logits: Tensor, rows: Seq[int], sequences: Seq[Sequence]) -> None:
     Below what is suppressed: when every allowed token is that, one of them still comes.
     """
     vocab_size = logits.shape[1]
-    masks = {row: adjustments.masks(s, vocab_size) for row, s in zip(rows, sequences, strict=True)}
-    masked = [row for row in rows if masks[row]]
+    masks = [adjustments.mask(sequence, vocab_size) for sequence in sequences]
+    masked = [row for row, mask in zip(rows, masks, strict=True) if mask is not None]
     if not masked:
         return
-    words = [np.bitwise_and.reduce([mask.bits for mask in masks[row]]) for row in masked]
+    words = [mask.bits for mask in masks if mask is not None]
     bits = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = (to_device(np.stack(words), logits.device).unsqueeze(-1) >> bits) & 1
     kept = take_rows(logits, masked)

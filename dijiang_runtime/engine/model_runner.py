@@ -11,6 +11,7 @@ from collections.abc import Sequence as Seq
 import torch
 from torch import Tensor
 
+from dijiang_runtime.engine.adjustments import mask
 from dijiang_runtime.engine.batch import Batch, build_batch
 from dijiang_runtime.engine.device_sampler import finite_rows
 from dijiang_runtime.engine.embedding import pool_hidden
@@ -213,8 +214,10 @@ class ModelRunner:
             return {}
         last_rows = [rows[i].stop - 1 for i in wanted]
         if isinstance(self._model, CompiledDecoder):
-            temperatures = [mass_temperature(items[i].sequence) for i in wanted]
-            logits, scan = self._model.chosen_logits(hidden, last_rows, temperatures)
+            sequences = [items[i].sequence for i in wanted]
+            masks = [mask(sequence, self._model.config.vocab_size) for sequence in sequences]
+            temperatures = list(map(mass_temperature, sequences))
+            logits, scan = self._model.chosen_logits(hidden, last_rows, masks, temperatures)
         else:
             logits = self.logits(take_rows(hidden, last_rows))
             scan = kernels.scan_rows(logits)

@@ -17,7 +17,7 @@ from dijiang_runtime.engine.device_sampler import DeviceSampler
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.rng import uniform
 from dijiang_runtime.engine.sequence import RawLogprobs, SampledToken, Sequence
-from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, RowScan
+from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, Panels, RowScan
 from dijiang_runtime.request import NO_LOGPROBS
 
 
@@ -51,18 +51,23 @@ class Sampler:
         """
         if (kernels := self.kernels) is None or not kernels.can_read(logits):
             return self.on_device.launch(logits, sequences).read()[0]
-        scan = scan or kernels.scan_rows(logits)
-        panels = scan.panels
+        scan, num_tokens = scan or kernels.scan_rows(logits), logits.shape[1]
+        panels = scan.panels or Panels([adjustments.mask(s, num_tokens) for s in sequences])
         params = [sequence.request.sampling for sequence in sequences]
         reported = [i for i, p in enumerate(params) if p.logprobs != NO_LOGPROBS]
-        adjusted = [i for i, sequence in enumerate(sequences) if adjustments.is_adjusted(sequence)]
+        # Without panels the likeliest of all was looked for, which may be forbidden.
+        adjusted = [
+            i
+            for i, sequence in enumerate(sequences)
+            if sequence.changes_logits or (scan.panels is None and sequence.is_constrained)
+        ]
         # A copy of what is about to be changed; most often nothing is.
-        is_changed = not set(adjusted).isdisjoint(reported)
+        is_changed = any(sequences[i].changes_logits for i in reported)
         raw_logits = logits[reported] if is_changed else logits
-        raw_panels = panels.rows(reported) if is_changed and panels is not None else panels
+        raw_panels = panels.rows(reported) if is_changed else panels
         token_ids = list(scan.likeliest)
         if adjusted:
-            changes = [self._adjustment(i, sequences[i], logits.shape[1]) for i in adjusted]
+            changes = [self._adjustment(i, sequences[i]) for i in adjusted]
             found = kernels.adjust(logits, changes, panels, least=adjustments.SUPPRESSED)
             for i, token_id in zip(adjusted, found, strict=True):
                 token_ids[i] = token_id
@@ -83,15 +88,14 @@ class Sampler:
             logprobs = dict(zip(reported, logprobs_are, strict=True))
         return [SampledToken(token_id, logprobs.get(i)) for i, token_id in enumerate(token_ids)]
 
-    def _adjustment(self, row: int, sequence: Sequence, vocab_size: int) -> Adjustment:
+    def _adjustment(self, row: int, sequence: Sequence) -> Adjustment:
         """Everything that changes one row of logits."""
         params = sequence.request.sampling
-        change = Adjustment(row, is_drawn=not params.is_greedy)
+        change = Adjustment(row)
         if params.logit_bias:
             change.biases = adjustments.biases(sequence)
         if params.has_bias:
             change.suppressed = adjustments.suppressed(sequence, self._eos_token_ids)
         if params.has_penalties:
             change.penalties, change.seen = params, adjustments.history(sequence)
-        change.masks = [mask.address for mask in adjustments.masks(sequence, vocab_size)]
         return change

@@ -149,15 +149,16 @@ class Sequence:
     first_token_time: float = 0.0
     finished_time: float = 0.0
     num_prompt_tokens: int = field(init=False)
-    adjusts_logits: bool = field(init=False)
-    """Whether its parameters change its logits, beside a grammar. Kept: every step asks."""
+    changes_logits: bool = field(init=False)
+    """Whether its parameters change its logits. Kept, as is the next: every step asks."""
+    is_constrained: bool = field(init=False)
+    """Whether not all tokens may come."""
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         params = self.request.sampling
-        self.adjusts_logits = (
-            params.has_bias or params.has_penalties or bool(params.allowed_token_ids)
-        )
+        self.changes_logits = params.has_bias or params.has_penalties
+        self.is_constrained = params.allowed_token_ids is not None or params.grammar is not None
 
     @property
     def request_id(self) -> str:

@@ -29,7 +29,7 @@ from dijiang_runtime.ops.cpu.library import (
     NormStruct,
 )
 from dijiang_runtime.ops.cpu.packed import WeightFormat, multiply_by
-from dijiang_runtime.ops.cpu.sampling import Panels, RowScan
+from dijiang_runtime.ops.cpu.sampling import Panels, RowScan, TokenSet
 from dijiang_runtime.ops.linear import CHUNK_TILE, Tiles
 
 NUM_PENDING_TOKENS = 3
@@ -142,20 +142,26 @@ class CompiledDecoder:
         return multiply_by(self._head, hidden, self.config.vocab_size, self.context)
 
     def chosen_logits(
-        self, hidden: Tensor, rows: Sequence[int], temperatures: Sequence[float]
+        self,
+        hidden: Tensor,
+        rows: Sequence[int],
+        masks: Sequence[TokenSet | None],
+        temperatures: Sequence[float],
     ) -> tuple[Tensor, RowScan]:
         """Return the logits [n, V] of n rows of hidden states [N, D], and what was found on the
         way to them.
 
         Args:
-            temperatures: Of each of these rows, at which somebody wants the masses of its panels;
+            masks: The tokens that may come in each of these rows; None: all. The logits of the
+                others are there, but what is found is not of them.
+            temperatures: Of each row, at which somebody wants the masses of its panels;
                 0 where nobody does.
         """
         if self.model.has_projections:
             hidden = self.model.project_out(hidden)
         num_rows, vocab_size = len(rows), self.config.vocab_size
         logits = torch.empty(num_rows, vocab_size)
-        panels = Panels.empty(vocab_size, temperatures)
+        panels = Panels.empty(vocab_size, masks, temperatures)
         finite, likeliest = (ctypes.c_bool * num_rows)(), (ctypes.c_int64 * num_rows)()
         self.context.kernels.dijiang_logits(
             self.context.handle,

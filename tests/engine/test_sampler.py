@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
+from dijiang_runtime.engine.adjustments import mask
 from dijiang_runtime.engine.drawing import draw_in_torch
 from dijiang_runtime.engine.logprobs import raw_logprobs
 from dijiang_runtime.engine.masks import TokenMask
@@ -122,13 +123,30 @@ def random_case(rng: random.Random, vocab_size: int) -> tuple[torch.Tensor, Sequ
 def scan_of(logits: torch.Tensor, sequences: list[Sequence]) -> RowScan:
     """What the vocabulary projection finds on its way."""
     temperatures = [mass_temperature(sequence) for sequence in sequences]
-    panels = Panels.empty(logits.shape[1], temperatures)
-    for panel, some in enumerate(logits.split(64, dim=1)):
+    masks = [mask(sequence, logits.shape[1]) for sequence in sequences]
+    allowed = let_in(logits, masks)
+    panels = Panels.empty(logits.shape[1], masks, temperatures)
+    assert panels.largest_and_mass is not None
+    for panel, some in enumerate(allowed.split(64, dim=1)):
         largest = some.amax(dim=1)
-        panels.largest[:, panel] = largest
         shares = (some - largest[:, None]).double() / torch.tensor(temperatures)[:, None]
-        panels.mass[:, panel] = shares.exp().sum(dim=1)
-    return RowScan([True] * len(logits), logits.numpy().argmax(axis=1).tolist(), panels)
+        mass = shares.exp().sum(dim=1)
+        panels.largest_and_mass[:, :, panel] = torch.stack([largest, mass.nan_to_num().float()])
+    return RowScan([True] * len(logits), allowed.numpy().argmax(axis=1).tolist(), panels)
+
+
+def let_in(logits: torch.Tensor, masks: Seq[TokenMask | None]) -> torch.Tensor:
+    """The logits, -infinity for the tokens that may not come."""
+    rows = [
+        row if mask is None else row.where(torch.tensor(tokens_of(mask, len(row))), -torch.inf)
+        for row, mask in zip(logits, masks, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def tokens_of(mask: TokenMask, vocab_size: int) -> npt.NDArray[np.bool_]:
+    bits = np.unpackbits(mask.bits.view(np.uint8), bitorder="little")
+    return bits[:vocab_size].astype(np.bool_)
 
 
 @pytest.mark.parametrize("is_scanned", [False, True])
@@ -338,53 +356,89 @@ def test_logprobs_of_a_large_vocabulary_are_those_of_float64(
         assert row.top_logprobs == pytest.approx(truth[order].tolist(), abs=1e-4)
 
 
+def random_masks(rng: np.random.Generator, num: int, vocab_size: int) -> list[TokenMask]:
+    """Masks that let in few, some and nearly all tokens, and a word of all and one of none."""
+    masks = []
+    for share in itertools.islice(itertools.cycle((0.002, 0.3, 0.9, 1.0)), num):
+        allowed = rng.random(vocab_size) < share
+        allowed[64:160], allowed[200:300] = share > 0.5, False
+        allowed[rng.integers(vocab_size)] = True
+        masks.append(TokenMask.of(allowed.nonzero()[0].tolist(), vocab_size))
+    return masks
+
+
+@pytest.mark.parametrize("is_known", [False, True])
 @pytest.mark.parametrize("vocab_size", [5, 32, 1000, 5003])
 @pytest.mark.parametrize("target", targets())
-def test_a_mask_leaves_the_tokens_whose_bit_is_set(
-    target: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+def test_tokens_that_may_not_come_are_as_if_their_logits_were_minus_infinity(
+    target: str, vocab_size: int, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TARGET_VARIABLE, target)
-    rng = np.random.default_rng(vocab_size)
-    allowed = rng.random(vocab_size) < 0.3
-    allowed[64:160], allowed[200:300] = True, False  # Whole words of either.
-    row = torch.randn(vocab_size)
-    expected = np.where(allowed, row.numpy(), -np.inf)
+    kernels = LogitKernels(context())
+    logits = torch.randn(40, vocab_size).mul(2).round() / 2  # Many equals.
+    rows = range(len(logits))
+    masks = random_masks(np.random.default_rng(vocab_size), len(logits), vocab_size)
+    params = [
+        SamplingParams(temperature=t, top_k=k, top_p=p, min_p=m)
+        for t, k, p, m in itertools.islice(
+            itertools.cycle(itertools.product((0.7, 1.5), (0, 3), (0.8, 1.0), (0.0, 0.1))),
+            len(rows),
+        )
+    ]
+    panels = Panels(masks)
+    if is_known:
+        sequences = [make_sequence(p) for p in params]
+        for sequence, some in zip(sequences, masks, strict=True):
+            sequence.is_constrained, sequence.allowed = True, some
+        panels = scan_of(logits, sequences).panels or panels
+    uniforms = np.random.default_rng(1).random(len(rows)).tolist()
+    before = logits.clone()
 
-    mask = TokenMask.of(allowed.nonzero()[0].tolist(), len(row))
-    adjustment = Adjustment(0, masks=[mask.address])
-    [likeliest] = LogitKernels(context()).adjust(row[None], [adjustment], least=-1e30)
+    drawn = kernels.draw(logits, rows, params, uniforms, panels)
+    likeliest = kernels.adjust(logits, [Adjustment(i) for i in rows], panels, least=-1e30)
 
-    assert row.numpy().tolist() == expected.tolist()
-    assert likeliest == (int(expected.argmax()) if allowed.any() else 0)
+    masked = let_in(before, masks)
+    assert drawn == kernels.draw(masked, rows, params, uniforms)
+    assert likeliest == masked.numpy().argmax(axis=1).tolist()
+    assert logits.equal(before)
 
 
-@pytest.mark.parametrize("vocab_size", [5, 32, 1000, 5003])
 @pytest.mark.parametrize("target", targets())
-def test_the_likeliest_token_that_all_masks_let_in_is_found_without_writing_them(
-    target: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+def test_a_row_in_which_no_token_may_come_gets_the_first(
+    target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TARGET_VARIABLE, target)
-    rng = np.random.default_rng(vocab_size)
-    shares = (0.0, 0.002, 0.3, 0.9, 1.0)
-    allowed = [[rng.random(vocab_size) < share for share in shares] for _ in range(2)]
-    masks = [[TokenMask.of(m.nonzero()[0].tolist(), vocab_size) for m in some] for some in allowed]
-    pairs = list(itertools.product(range(len(shares)), repeat=2))
-    logits = torch.randn(len(pairs), vocab_size).mul(2).round() / 2  # Many equals.
-    logits[:, rng.integers(vocab_size)] = -torch.inf
-    panels = scan_of(logits, [make_sequence(SamplingParams(temperature=0.0))] * len(pairs)).panels
+    kernels, logits = LogitKernels(context()), torch.randn(4, 1000)
+    panels = Panels([TokenMask.of([], 1000)] * 4)
+    params = [SamplingParams(), SamplingParams(top_k=3), SamplingParams(top_p=0.5)]
 
-    for known in (None, panels):
-        adjusted = logits.clone()
-        adjustments = [
-            Adjustment(row, is_drawn=False, masks=[masks[0][i].address, masks[1][j].address])
-            for row, (i, j) in enumerate(pairs)
-        ]
-        found = LogitKernels(context()).adjust(adjusted, adjustments, known, least=-1e30)
+    assert kernels.draw(logits, [0, 1, 2], params, [0.5] * 3, panels) == [0, 0, 0]
+    assert kernels.adjust(logits, [Adjustment(3)], panels, least=-1e30) == [0]
 
-        let_in = np.array([allowed[0][i] & allowed[1][j] for i, j in pairs])
-        expected = np.where(let_in, logits.numpy(), -np.inf)
-        assert found == expected.argmax(axis=1).tolist()
-        assert adjusted.equal(logits)
+
+@pytest.mark.parametrize("is_scanned", [False, True])
+@pytest.mark.parametrize("target", [*targets(), NO_TARGET])
+def test_penalties_and_biases_count_before_tokens_are_forbidden(
+    target: str, is_scanned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, target)
+    params = SamplingParams(
+        temperature=0.0,
+        allowed_token_ids=(3, 70, 71, 900),
+        logit_bias={3: -8.0, 70: 1.0, 500: 50.0},
+        presence_penalty=2.0,
+        logprobs=2,
+    )
+    sequences = [make_sequence(params, prompt=[5], output=[70])]
+    logits = torch.zeros(1, 1000)
+    logits[0, [3, 70, 71, 900, 500]] = torch.tensor([9.0, 4.0, 3.5, 2.0, 8.0])
+
+    scan = scan_of(logits, sequences) if is_scanned else None
+    [token] = Sampler(EOS, kernels()).sample(logits, sequences, scan)
+
+    assert token.token_id == 71
+    assert token.logprobs is not None
+    assert token.logprobs.top_ids == (3, 500)  # The model's own likeliest, which may not come.
 
 
 @pytest.mark.parametrize("target", targets())

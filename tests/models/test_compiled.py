@@ -1,11 +1,14 @@
 """The compiled step against the torch decoder, on every processor that this one can stand for."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.models.compiled import CompiledDecoder, prepare
 from dijiang_runtime.models.config import AttentionConfig, ModelConfig
 from dijiang_runtime.models.decoder import Decoder
@@ -294,9 +297,18 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
     hidden = torch.randn(70, 64, generator=torch.Generator().manual_seed(3))
     hidden[4, 9], hidden[6, 63] = float("nan"), float("inf")
     hidden[8] = 0.0  # All logits are equal.
+    masks_of = [
+        None,
+        TokenMask.of(range(0, vocab_size, 3), vocab_size),
+        TokenMask.of([*range(64, 128), vocab_size - 1], vocab_size),
+        TokenMask.of_all(vocab_size),
+    ]
     for rows in ([5], [8, 4, 6, 69], list(range(70))):
         temperatures = [0.0 if row % 3 else 0.5 + row for row in rows]
-        logits, (is_finite, likeliest, known) = model.chosen_logits(hidden, rows, temperatures)
+        masks = [masks_of[i % len(masks_of)] for i in range(len(rows))]
+        logits, (is_finite, likeliest, known) = model.chosen_logits(
+            hidden, rows, masks, temperatures
+        )
 
         expected = model.logits(hidden[rows])
         assert torch.equal(logits, expected) or not all(is_finite)
@@ -304,13 +316,19 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
         for place, (ok, token_id) in enumerate(zip(is_finite, likeliest, strict=True)):
             if ok:
                 assert torch.equal(logits[place], expected[place])
-                assert token_id == int(expected[place].numpy().argmax())
-                assert known is not None
-                panels = expected[place].double().split(64)
-                assert known.largest[place].tolist() == [panel.max() for panel in panels]
+                allowed = expected[place].double()
+                if (mask := masks[place]) is not None:
+                    bits = np.unpackbits(mask.bits.view(np.uint8), bitorder="little")
+                    allowed[torch.tensor(bits[: len(allowed)] == 0)] = -torch.inf
+                assert token_id == int(allowed.numpy().argmax())
+                assert known is not None and known.largest_and_mass is not None
+                largest, mass = known.largest_and_mass[:, place]
+                panels = allowed.split(64)
+                assert largest.tolist() == [panel.max() for panel in panels]
                 if temperature := temperatures[place]:
                     masses = [float(((p - p.max()) / temperature).exp().sum()) for p in panels]
-                    assert known.mass[place].tolist() == pytest.approx(masses, rel=1e-5)
+                    masses = [0.0 if math.isnan(m) else m for m in masses]  # None may come.
+                    assert mass.tolist() == pytest.approx(masses, rel=1e-5)
 
 
 def test_a_hidden_state_that_is_not_finite_is_reported_by_its_row() -> None:

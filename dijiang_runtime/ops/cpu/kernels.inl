@@ -2,6 +2,7 @@
 // defines DIJIANG_TARGET and its vectors, and includes this within its own namespace.
 
 #include "math.inl"
+#include "logit_row.inl"
 #include "rows.inl"
 #include "panel.inl"
 #ifdef DIJIANG_TILES
@@ -13,7 +14,6 @@
 #include "features.inl"
 #include "attention.inl"
 #include "decoder.inl"
-#include "logit_row.inl"
 #include "adjust.inl"
 #include "sampling.inl"
 

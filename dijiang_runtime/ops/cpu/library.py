@@ -97,7 +97,7 @@ class StepStruct(_Struct):
 
 
 class PanelsStruct(_Struct):
-    _fields_ = _fields(c_void_p, "largest mass temperature")
+    _fields_ = _fields(c_void_p, "largest mass temperature masks")
 
 
 class DrawStruct(_Struct):
@@ -117,13 +117,12 @@ class PenaltiesStruct(_Struct):
 
 class AdjustmentStruct(_Struct):
     _fields_ = [
-        *_fields(c_int64, "row is_drawn"),
+        ("row", c_int64),
         *_fields(c_void_p, "biased bias"),
         ("num_biased", c_int64),
         ("suppressed", c_void_p),
         ("num_suppressed", c_int64),
         ("penalties", PenaltiesStruct),
-        ("masks", 2 * c_void_p),
     ]
 
 

@@ -28,6 +28,15 @@ static inline bool is_finite(const float *x, int64_t n) {
     return sum_lanes(spoilt) == 0.0f;
 }
 
+static inline bool has_nan(const float *x, int64_t n) {
+    uint32_t numbers = (1u << kLanes) - 1u;
+    for_lanes(n, [&](int64_t i, int64_t count) {
+        const Vec some = load_some(x + i, count);
+        numbers &= reaching(some, some);
+    });
+    return numbers != (1u << kLanes) - 1u;
+}
+
 // e^x with an error of about one unit in the last place; 0 and infinity are never reached.
 static inline Vec exponential(Vec x) {
     // The bound comes first: of a pair with NaN, `min` and `max` give the second.

@@ -4,16 +4,6 @@ constexpr int64_t kStreamedOutput = 4 << 20;  // Bytes of a product that do not 
 constexpr int64_t kPanelRun = 4;  // Panels that one thread takes at once, to find the next in its cache.
 constexpr int64_t kRowRun = 16;   // Rows: taking one costs as much as a short row does.
 
-// The place of the largest number of a row, the first among equals, where the largest of each panel is
-// known; that of the first number where all are -infinity.
-static int64_t place_of_largest(const float *row, int64_t n, const float *panel_largest) {
-    const int64_t panels = (n + kPanelColumns - 1) / kPanelColumns;
-    const float largest = largest_of(panel_largest, panels);
-    if (largest == kNone) return 0;
-    const int64_t start = first_reaching(panel_largest, panels, largest) * kPanelColumns;
-    return start + first_reaching(row + start, std::min(n - start, kPanelColumns), largest);
-}
-
 // What is found on the way, where anybody wants to know.
 struct Likeliest {
     Panels panels;
@@ -44,9 +34,8 @@ static void multiply_rows_of(Team &team, Workspace &workspace, const Matrix &m, 
     });
     if (!likeliest.panels.largest) return;
     team.for_runs(rows, kRowRun, [&](int64_t row, int) {
-        const float *largest = likeliest.panels.largest + row * num_panels;
-        likeliest.finite[row] = is_finite(largest, num_panels);
-        likeliest.token[row] = place_of_largest(out + row * m.columns, m.columns, largest);
+        likeliest.finite[row] = !has_nan(likeliest.panels.largest + row * num_panels, num_panels);
+        likeliest.token[row] = likeliest_of(read_row(out, m.columns, likeliest.panels, row, nullptr));
     });
 }
 

@@ -25,10 +25,12 @@ static inline void store_output(Vec y, const Output &out, int64_t row, int64_t c
 }
 
 // Look at the outputs of a row in one panel, from the given column on, of which the first `count` are
-// there: the largest, NaN where one is not finite, and their mass where a temperature is given.
+// there: the largest of those that may come, NaN where any is not finite, and their mass where a
+// temperature is given.
 static inline void look_at_panel(const Vec (&y)[kPanelVectors], int64_t count, const Output &out,
                                  int64_t row, int64_t column) {
     Vec outputs[kPanelVectors], largest = broadcast(kNone), spoilt = broadcast(0.0f);
+    const uint32_t *mask = out.panels.mask(row);
     for (int64_t v = 0; v < kPanelVectors; ++v) {
         const int64_t left = count - kLanes * v;
         outputs[v] = left > 0 ? y[v] : broadcast(kNone);
@@ -41,6 +43,7 @@ static inline void look_at_panel(const Vec (&y)[kPanelVectors], int64_t count, c
         } else {
             spoilt = fma(y[v], broadcast(0.0f), spoilt);
         }
+        if (mask) outputs[v] = choose(bits_from(mask, column + kLanes * v), outputs[v], broadcast(kNone));
         largest = max(outputs[v], largest);
     }
     const int64_t place = row * out.num_panels + column / kPanelColumns;
@@ -52,7 +55,7 @@ static inline void look_at_panel(const Vec (&y)[kPanelVectors], int64_t count, c
     const Weights weights(top, temperature);
     Vec mass = broadcast(0.0f);
     for (const Vec &some : outputs) mass = add(mass, weights.of(some));
-    out.panels.mass[place] = sum_lanes(mass);
+    out.panels.mass[place] = top == kNone ? 0.0f : sum_lanes(mass);
 }
 
 // What a tile fetches into the cache on its way: `first` and `second` in each group of inputs, which

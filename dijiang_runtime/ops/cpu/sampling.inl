@@ -36,7 +36,7 @@ static int64_t draw_whole(const LogitRow &row, float temperature, double uniform
         const int64_t lane = (i - b * kBlock) % kLanes;
         if (lane == 0) {
             const int64_t count = std::min(row.block_end(b) - i, kLanes);
-            store(weight, of_block.of(load_some(row.x + i, count, kNone)));
+            store(weight, of_block.of(row.logits_from(i, count)));
         }
         mass += share * weight[lane];
         if (weight[lane] > 0.0f) last = i;
@@ -60,6 +60,7 @@ static int64_t gather_share(const LogitRow &row, float temperature, double share
 }
 
 static int64_t draw_token(const LogitRow &row, const Draw &d, const SamplingMemory &memory) {
+    if (row.largest == kNone) return 0;  // None may come.
     Candidate *c = memory.candidates;
     const float temperature = static_cast<float>(d.temperature), min_p = static_cast<float>(d.min_p);
     const bool has_top_k = 0 < d.top_k && d.top_k < row.n;
@@ -108,7 +109,7 @@ static void logprobs(Team &team, Workspace &workspace, const LogprobQuery &q) {
     for_rows(team, workspace, q.num_rows, q.vocab_size, [&](int64_t i, const SamplingMemory &memory) {
         const float *x = q.logits + q.rows[i] * q.vocab_size;
         const LogitRow row =
-            read_row(q.logits, q.vocab_size, *q.panels, q.rows[i], memory.block_largest);
+            read_whole_row(q.logits, q.vocab_size, *q.panels, q.rows[i], memory.block_largest);
         const double log_sum = row.largest + std::log(mass_of_row(row, 1.0f, memory.block_masses));
         q.chosen[i] = static_cast<float>(x[q.tokens[i]] - log_sum);
         if (q.num_top == 0) return;

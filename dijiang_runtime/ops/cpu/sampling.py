@@ -57,43 +57,67 @@ class TokensSeen(Protocol):
         ...
 
 
-class Panels:
-    """What is known of each panel of n rows of logits. It spares others to read the rows."""
+class TokenSet(Protocol):
+    """The tokens that may come in a row; the engine's masks are such."""
 
-    def __init__(self, largest_and_mass: Tensor, temperatures: Sequence[float]) -> None:
+    @property
+    def address(self) -> int:
+        """Of one bit for each token, in numbers of 32, from the lowest of the first number on."""
+        ...
+
+
+class Panels:
+    """Which tokens may come in n rows of logits, and what is known of each panel of those tokens.
+
+    What is known spares others to read the rows. The logits of tokens that may not come stay as
+    they are, and nobody looks at them.
+    """
+
+    def __init__(
+        self,
+        masks: Sequence[TokenSet | None],
+        temperatures: Sequence[float] = (),
+        largest_and_mass: Tensor | None = None,
+    ) -> None:
         """
         Args:
-            largest_and_mass: The largest logit, and the sum of e^((logit - largest) / temperature).
-                Shape [2, n, panels].
+            masks: Of each row; None where all tokens may come.
             temperatures: Of each row; 0 where its masses are not known.
+            largest_and_mass: The largest logit, and the sum of e^((logit - largest) / temperature),
+                of the tokens that may come. Shape [2, n, panels]. None: nothing is known.
         """
-        self.largest_and_mass = largest_and_mass
+        self.masks = masks
         self.temperatures = temperatures
-        largest = largest_and_mass.data_ptr()
-        self.struct = PanelsStruct(largest, largest + largest_and_mass.nbytes // 2)
+        self.largest_and_mass = largest_and_mass
+        self.struct = PanelsStruct()
         """What the kernels are told. Valid as long as this object is alive."""
+        if largest_and_mass is not None:
+            self.struct.largest = largest = largest_and_mass.data_ptr()
+            self.struct.mass = largest + largest_and_mass.nbytes // 2
         if any(temperatures):
             self._temperatures = (ctypes.c_float * len(temperatures))(*temperatures)
             self.struct.temperature = ctypes.addressof(self._temperatures)
+        addresses = [0 if mask is None else mask.address for mask in masks]
+        if any(addresses):
+            self._addresses = (ctypes.c_size_t * len(addresses))(*addresses)
+            self.struct.masks = ctypes.addressof(self._addresses)
 
     @classmethod
-    def empty(cls, vocab_size: int, temperatures: Sequence[float]) -> Self:
+    def empty(
+        cls, vocab_size: int, masks: Sequence[TokenSet | None], temperatures: Sequence[float]
+    ) -> Self:
         """Room for rows whose masses are wanted at these temperatures; at 0 they are not."""
         panels = -(-vocab_size // PANEL_COLUMNS)
-        return cls(torch.empty(2, len(temperatures), panels), temperatures)
-
-    @property
-    def largest(self) -> Tensor:
-        return self.largest_and_mass[0]
-
-    @property
-    def mass(self) -> Tensor:
-        return self.largest_and_mass[1]
+        return cls(masks, temperatures, torch.empty(2, len(masks), panels))
 
     def rows(self, chosen: Sequence[int]) -> "Panels":
         """A copy of some rows."""
-        temperatures = [self.temperatures[i] for i in chosen]
-        return Panels(self.largest_and_mass[:, chosen], temperatures)
+        known = self.largest_and_mass
+        return Panels(
+            [self.masks[i] for i in chosen],
+            [self.temperatures[i] for i in chosen] if self.temperatures else (),
+            None if known is None else known[:, chosen],
+        )
 
 
 _NOTHING_KNOWN = PanelsStruct()
@@ -109,7 +133,8 @@ class RowScan(NamedTuple):
     finite: list[bool]
     """Which rows hold finite values alone."""
     likeliest: list[int]
-    """Where each row has its largest, the first among equals."""
+    """Where each row has its largest, the first among equals: of the tokens that may come where
+    there are `panels`, of all where there are none."""
     panels: Panels | None
     """What was found out about their panels, if anything."""
 
@@ -126,9 +151,6 @@ class Adjustment:
     """What changes a row of logits, in this order."""
 
     row: int
-    is_drawn: bool = True
-    """Whether the row is drawn from. Else its likeliest token alone is wanted, and masks are not
-    written."""
     biases: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
     """Tokens, each once, and what is added to each."""
     suppressed: Sequence[int] = ()
@@ -136,13 +158,10 @@ class Adjustment:
     penalties: PenaltyParams | None = None
     seen: TokensSeen | None = None
     """What the penalties look at."""
-    masks: Sequence[int] = ()
-    """Addresses of up to two sets of tokens that may come, one bit for each, in numbers of 32, from
-    the lowest of the first number on. All others become -infinity."""
 
     def write_to(self, struct: AdjustmentStruct, least: float) -> object:
         """Tell the kernels. What is returned must live until they have read it."""
-        struct.row, struct.is_drawn = self.row, self.is_drawn
+        struct.row = self.row
         if self.biases is not None:
             ids, added = self.biases
             struct.biased, struct.bias = ids.ctypes.data, added.ctypes.data
@@ -160,8 +179,6 @@ class Adjustment:
             penalties.repetition = params.repetition_penalty
             penalties.frequency = params.frequency_penalty
             penalties.presence = params.presence_penalty
-        for i, mask in enumerate(self.masks):
-            struct.masks[i] = mask
         return kept
 
 
@@ -184,7 +201,8 @@ class LogitKernels:
         uniforms: Sequence[float],
         panels: Panels | None = None,
     ) -> list[int]:
-        """Draw one token from each of these rows of logits [n, V], at temperatures above 0.
+        """Draw one token from each of these rows of logits [n, V], at temperatures above 0. Token 0
+        where none may come.
 
         Args:
             uniforms: One number in [0, 1) for each of them.
@@ -218,7 +236,8 @@ class LogitKernels:
         num_top: int,
         panels: Panels | None = None,
     ) -> tuple[list[float], list[tuple[int, ...]], list[tuple[float, ...]]]:
-        """The logprob of one token in each of these rows of logits [n, V], and of the likeliest.
+        """The logprob of one token in each of these rows of logits [n, V], and of the likeliest,
+        whether they may come or not.
 
         Returns:
             Of each row's token, the logprob; ids and logprobs of its `num_top` likeliest, the
@@ -271,9 +290,7 @@ class LogitKernels:
     ) -> list[int]:
         """Change rows of logits [n, V] in place, and return the likeliest token of each of them.
 
-        A row that nobody draws from is changed no more than that takes. What is known of the rows'
-        panels is kept up to date, and says alone where a whole panel has become -infinity: the
-        logits there are left as they are.
+        What is known of the rows' panels is kept up to date.
 
         Args:
             least: No logit becomes smaller by a penalty.

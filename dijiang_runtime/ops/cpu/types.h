@@ -102,11 +102,16 @@ struct RecurrentStep {
 };
 
 // What is known of the panels of some rows of logits: the largest number of each, and the sum of
-// e^((x - largest) / temperature) over it.
+// e^((x - largest) / temperature) over it. Of tokens that may not come nothing counts, whatever their
+// logits are; a panel where none may come has the largest -infinity and no mass.
 struct Panels {
     float *largest;            // [rows, panels], or null: nothing is known.
     float *mass;               // [rows, panels]
     const float *temperature;  // [rows], 0 where the masses are not known; null: none are.
+    // [rows], one bit for each token that may come, the first in the lowest; null where all may.
+    const uint32_t *const *masks;  // Null: all may, in all rows.
+
+    const uint32_t *mask(int64_t row) const { return masks ? masks[row] : nullptr; }
 };
 
 // How one row of logits becomes a token, at a temperature above 0. Neutral values cut nothing:
@@ -116,7 +121,7 @@ struct Draw {
     int64_t top_k, row;
 };
 
-// The logprobs of one token of each row, and of the likeliest there.
+// The logprobs of one token of each row, and of the likeliest there, whether they may come or not.
 struct LogprobQuery {
     const float *logits;    // [*, vocab_size]
     const Panels *panels;
@@ -141,14 +146,12 @@ struct Penalties {
 // What a sequence's parameters change about a row of logits, in this order.
 struct Adjustment {
     int64_t row;
-    int64_t is_drawn;  // Else only the likeliest token is wanted, and masks are not written.
     const int64_t *biased;
     const float *bias;  // Is added.
     int64_t num_biased;
     const int64_t *suppressed;  // Become the least that penalties leave.
     int64_t num_suppressed;
     Penalties penalties;
-    const uint32_t *masks[2];  // One bit for each token that may come, the first in the lowest; or null.
 };
 
 class Team;
