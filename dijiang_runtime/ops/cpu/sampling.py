@@ -116,7 +116,7 @@ class Panels:
         return Panels(
             [self.masks[i] for i in chosen],
             [self.temperatures[i] for i in chosen] if self.temperatures else (),
-            None if known is None else known[:, chosen],
+            None if known is None else known[:, chosen].contiguous(),
         )
 
 
