@@ -32,12 +32,12 @@ def report_engine(
 
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print_result(console, result)
+    _print_result(console, result)
     if plot is not None:
         plots.plot(plots.engine_panels(result), plots.caption(result), plot)
 
 
-def print_result(console: "Console", result: dict[str, Any]) -> None:
+def _print_result(console: "Console", result: dict[str, Any]) -> None:
     machine, facts = result["machine"], result["model"]
     console.print(
         f"{facts['name']}: {facts['family']}, {facts['num_layers']} layers, hidden "
@@ -47,9 +47,9 @@ def print_result(console: "Console", result: dict[str, Any]) -> None:
         f"torch {machine['torch']}, commit {machine['commit']}",
         soft_wrap=True,
     )
-    console.print(figures("Decode by batch", "batch", result["decode_by_batch"]))
+    console.print(_figures("Decode by batch", "batch", result["decode_by_batch"]))
     if by_position := result["decode_by_position"]:
-        console.print(figures("Decode by position", "position", by_position["rows"]))
+        console.print(_figures("Decode by position", "position", by_position["rows"]))
         how = "its prompt was run" if by_position["prompt_was_run"] else "its prompt was not run"
         console.print(
             f"Position 100,000 / 100: {by_position['ratio']:.3f} ({how}); "
@@ -61,7 +61,7 @@ def print_result(console: "Console", result: dict[str, Any]) -> None:
             console.print(f"Prompt of 100,000 tokens: {speed:,.0f} tokens/s.")
     else:
         console.print("This model has no position 100,000.")
-    console.print(figures("Prefill by length", "length", result["prefill_by_length"]))
+    console.print(_figures("Prefill by length", "length", result["prefill_by_length"]))
     copy = result["state_copy"]
     console.print(
         f"A state of {copy['bytes']:,} bytes: copied in {_us(copy['copy_seconds'])} us "
@@ -75,7 +75,7 @@ def _us(seconds: dict[str, float]) -> str:
     return f"{1e6 * seconds['median']:,.0f}"
 
 
-def figures(title: str, key: str, rows: list[dict[str, Any]]) -> "Table":
+def _figures(title: str, key: str, rows: list[dict[str, Any]]) -> "Table":
     """One table: medians, and quartiles as the spread."""
     from rich.table import Table
 

@@ -22,7 +22,6 @@ struct LogitRow {
 
     int64_t num_blocks() const { return blocks_of(n); }
     int64_t block_end(int64_t b) const { return std::min((b + 1) * kBlock, n); }
-    bool is_empty(int64_t b) const { return block_largest[b] == kNone; }
 
     // The logits of at most 16 tokens from the i-th on, -infinity for those that may not come.
     Vec logits_from(int64_t i, int64_t count) const {
@@ -117,12 +116,12 @@ static void weigh(Candidate *c, int64_t n, float largest, float temperature) {
 
 // All tokens that may come and whose logit reaches `least`, in order of id.
 static int64_t gather(const LogitRow &row, float least, Candidate *found) {
+    least = std::max(least, std::numeric_limits<float>::lowest());  // The others' are below that.
     int64_t n = 0;
     for (int64_t b = 0; b < row.num_blocks(); ++b) {
-        if (row.block_largest[b] < least || row.is_empty(b)) continue;
-        row.for_block(b, [&](int64_t first, int64_t count, Vec some) {
-            uint32_t lanes = reaching(some, broadcast(least)) & ((1u << count) - 1u);
-            if (row.mask) lanes &= bits_from(row.mask, first);
+        if (row.block_largest[b] < least) continue;
+        row.for_block(b, [&](int64_t first, int64_t, Vec some) {
+            uint32_t lanes = reaching(some, broadcast(least));
             for (; lanes != 0; lanes &= lanes - 1) {
                 const int64_t id = first + lowest_bit(lanes);
                 found[n++] = {row.x[id], 0.0f, id};

@@ -235,7 +235,7 @@ class LogitKernels:
         token_ids: Sequence[int],
         num_top: int,
         panels: Panels | None = None,
-    ) -> tuple[list[float], list[tuple[int, ...]], list[tuple[float, ...]]]:
+    ) -> tuple[list[float], list[list[int]], list[list[float]]]:
         """The logprob of one token in each of these rows of logits [n, V], and of the likeliest,
         whether they may come or not.
 
@@ -262,12 +262,8 @@ class LogitKernels:
         here = self.context
         here.kernels.dijiang_logprobs(here.handle, ctypes.byref(query))
         del places, tokens  # They had to live until now.
-        ids, values, starts = top_ids[:], top[:], range(0, size, num_top or 1)
-        return (
-            chosen[:],
-            [tuple(ids[i : i + num_top]) for i in starts] or [()] * num_rows,
-            [tuple(values[i : i + num_top]) for i in starts] or [()] * num_rows,
-        )
+        ends = [(i * num_top, (i + 1) * num_top) for i in range(num_rows)]
+        return chosen[:], [top_ids[a:b] for a, b in ends], [top[a:b] for a, b in ends]
 
     def scan_rows(self, x: Tensor) -> RowScan:
         """Find out which rows of x [n, V] are finite, and where each has its largest."""
