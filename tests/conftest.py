@@ -22,14 +22,12 @@ if not torch.cuda.is_available():
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.loader import save_model
-from dijiang_runtime.models.presets import attention_config
+from tests.small_models import small_config
 
 EOS = "<|endoftext|>"
 _TEXT = ["the quick brown fox jumps over the lazy dog and then the dog sleeps"]
-_HEAD_DIM = 16
 
 
 def pytest_configure() -> None:
@@ -56,24 +54,9 @@ def make_tokenizer(vocab_size: int = 320) -> Tokenizer:
 def save_tiny_model(folder: Path, *, seed: int = 0, scale: float = 0.3, **changes: object) -> Path:
     """Write a model folder: two layers of random weights and a byte-level tokenizer."""
     tokenizer = make_tokenizer()
-    fields: dict[str, object] = {
-        "family": "gpt_neox",
-        "preset": "dijiang",
-        "vocab_size": 384,  # More rows than the tokenizer has tokens, as in published models.
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 4,
-        "head_dim": _HEAD_DIM,
-        "max_position_embeddings": 256,
-        "attention": attention_config("dijiang", _HEAD_DIM),
-        "parallel_residual": True,
-        "rotary_dim": 4,
-        "eos_token_ids": (tokenizer.token_to_id(EOS),),
-    }
+    eos_token_ids = (tokenizer.token_to_id(EOS),)
     torch.manual_seed(seed)
-    model = Decoder(ModelConfig(**{**fields, **changes}))  # type: ignore[arg-type]
+    model = Decoder(small_config(**{"eos_token_ids": eos_token_ids, **changes}))
     # As initialised, all logits would be nearly equal and every answer a single token.
     for name, parameter in model.named_parameters():
         if name in ("embed_tokens.weight", "lm_head.weight"):

@@ -9,11 +9,10 @@ import pytest
 
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.merge import merge_outputs
-from dijiang_runtime.models.config import AttentionConfig
-from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE, targets
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from tests.engine.requests import random_requests
+from tests.small_models import FAMILIES
 
 MakeEngine = Callable[..., Engine]
 
@@ -140,48 +139,6 @@ def test_neighbours_do_not_matter_at_any_number_of_threads(
     engine = make_engine(num_threads=num_threads)
 
     assert run_together(engine, requests, seed=0) == expected
-
-
-OFFICIAL = AttentionConfig(num_features=16, num_groups=16)
-FAMILIES = {
-    "official": {"preset": "official", "attention": OFFICIAL},
-    "window": {"preset": "dijiang+window", "attention": attention_config("dijiang+window", 16)},
-    "decay-tables": {
-        "preset": "official",
-        "attention": AttentionConfig(num_features=16, num_groups=16, decay_tables=True),
-        "max_position_embeddings": 512,
-    },
-    "llama": {
-        "family": "llama",
-        "parallel_residual": False,
-        "norm": "rmsnorm",
-        "activation": "silu",
-        "gated_mlp": True,
-        "mlp_bias": False,
-        "qkv_bias": False,
-        "out_bias": False,
-        "num_kv_heads": 2,
-        "rotary_dim": 16,
-        "tie_word_embeddings": True,
-    },
-    "opt": {
-        "family": "opt",
-        "parallel_residual": False,
-        "rotary_dim": 0,
-        "activation": "relu",
-        "learned_positions": True,
-        "max_position_embeddings": 512,
-        "query_scale": 0.25,
-    },
-    # No size is a multiple of a vector register.
-    "odd-sizes": {
-        "vocab_size": 387,
-        "hidden_size": 66,
-        "intermediate_size": 131,
-        "num_heads": 3,
-        "num_kv_heads": 3,
-    },
-}
 
 
 def test_neighbours_do_not_matter_where_torch_shares_rows_out_among_threads(

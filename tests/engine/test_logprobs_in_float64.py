@@ -13,7 +13,7 @@ from dijiang_runtime.models.loader import load_model
 from dijiang_runtime.ops import reference
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import NUM_TOKENS
-from tests.engine.test_determinism import FAMILIES
+from tests.small_models import FAMILIES
 
 MakeEngine = Callable[..., Engine]
 FLOAT32_ROUNDING = 2e-5

@@ -19,8 +19,9 @@ from dijiang_runtime.engine.transfers import Readback
 from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from tests.engine.requests import make_request, random_requests
-from tests.engine.test_determinism import FAMILIES, answers, run_alone, run_together
+from tests.engine.test_determinism import answers, run_alone, run_together
 from tests.engine.test_faults import BAD, FaultyModel, neighbours, run
+from tests.small_models import FAMILIES
 
 MakeEngine = Callable[..., Engine]
 

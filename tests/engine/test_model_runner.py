@@ -12,7 +12,7 @@ from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.models.loader import load_model
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import NUM_TOKENS, make_request
-from tests.engine.test_determinism import FAMILIES
+from tests.small_models import FAMILIES
 
 MakeEngine = Callable[..., Engine]
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=4)

@@ -15,7 +15,7 @@ from dijiang_runtime.models.fused import FusedDecoder
 from dijiang_runtime.models.graphed import CudaRecorder, GraphedDecoder, sizes_to_record
 from dijiang_runtime.models.loader import cast
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
-from tests.models.test_fused import MODELS, make_model
+from tests.models.test_fused import NAMES, make_model
 
 pytestmark = pytest.mark.gpu
 
@@ -42,7 +42,7 @@ def decode(
     return hidden.clone(), logits, states[:, 2 * slots + 1].clone()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_step_of_any_size_has_the_bits_of_one_that_is_not(name: str) -> None:
     with torch.inference_mode():
         model = cast(make_model(name), torch.bfloat16)
@@ -74,7 +74,7 @@ def test_a_recorded_step_waits_for_nothing(forbid_waiting: Callable[[], None]) -
         recorded.logits(recorded.hidden(ids, ids, recurrence))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision_stays_near_the_torch_decoder(name: str) -> None:
     model = make_model(name)
     ids = torch.randint(97, (130,), generator=torch.Generator().manual_seed(3)).cuda()

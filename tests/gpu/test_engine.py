@@ -13,9 +13,10 @@ from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.engine.sampler import Sampler
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import random_requests
-from tests.engine.test_determinism import FAMILIES, run_alone, run_together
+from tests.engine.test_determinism import run_alone, run_together
 from tests.engine.test_lookahead import plain_requests
 from tests.engine.test_sampler import EOS, kernels, random_case
+from tests.small_models import FAMILIES
 
 pytestmark = pytest.mark.gpu
 

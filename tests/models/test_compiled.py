@@ -10,85 +10,19 @@ from torch import Tensor
 
 from dijiang_runtime.engine.masks import TokenMask
 from dijiang_runtime.models.compiled import CompiledDecoder, prepare
-from dijiang_runtime.models.config import AttentionConfig, ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.packed import PackedLinear
-from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence, PrefillSegment
 from dijiang_runtime.ops.cpu.library import TARGET_VARIABLE, targets
 from dijiang_runtime.ops.cpu.packed import WeightFormat, unpack
+from tests.small_models import FAMILIES, make_decoder
 
 pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
 
 LENGTH = 150
-MODELS: dict[str, dict[str, object]] = {
-    "gpt_neox": {},
-    "official": {
-        "preset": "official",
-        "attention": AttentionConfig(num_features=16, num_groups=16),
-    },
-    "llama": {
-        "family": "llama",
-        "parallel_residual": False,
-        "norm": "rmsnorm",
-        "activation": "silu",
-        "gated_mlp": True,
-        "mlp_bias": False,
-        "qkv_bias": False,
-        "out_bias": False,
-        "num_kv_heads": 2,
-        "rotary_dim": 16,
-        "tie_word_embeddings": True,
-    },
-    "opt-350m": {
-        "family": "opt",
-        "parallel_residual": False,
-        "rotary_dim": 0,
-        "activation": "relu",
-        "learned_positions": True,
-        "query_scale": 0.25,
-        "norm_first": False,
-        "final_norm": False,
-        "embedding_dim": 32,
-    },
-    "odd-sizes": {
-        "vocab_size": 387,
-        "hidden_size": 66,
-        "intermediate_size": 131,
-        "num_heads": 3,
-        "num_kv_heads": 3,
-        "activation": "gelu_tanh",
-    },
-}
+NAMES = ("gpt_neox", "official", "llama", "opt-350m", "odd-sizes")
 # Of the logits, relative: half precision and int8 round what passes between the layers.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 1e-2, "int8": 6e-2}
-
-
-def make_model(**changes: object) -> Decoder:
-    fields: dict[str, object] = {
-        "family": "gpt_neox",
-        "preset": "dijiang",
-        "vocab_size": 384,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 4,
-        "head_dim": 16,
-        "max_position_embeddings": 256,
-        "attention": attention_config("dijiang", 16),
-        "parallel_residual": True,
-        "rotary_dim": 4,
-        "eos_token_ids": (0,),
-    }
-    torch.manual_seed(0)
-    model = Decoder(ModelConfig(**{**fields, **changes}))  # type: ignore[arg-type]
-    for name, parameter in model.named_parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.2)
-        elif name.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval().requires_grad_(False)
 
 
 def unpacked(model: CompiledDecoder) -> Decoder:
@@ -161,7 +95,7 @@ def run(
 @pytest.mark.parametrize("num_pending", [0, 3])
 @pytest.mark.parametrize("target", targets())
 @pytest.mark.parametrize("weight_format", TOLERANCE)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_step_computes_what_the_decoder_computes(
     name: str,
     weight_format: WeightFormat,
@@ -170,7 +104,7 @@ def test_the_step_computes_what_the_decoder_computes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(TARGET_VARIABLE, target)
-    model = prepare(make_model(**MODELS[name]), weight_format)
+    model = prepare(make_decoder(**FAMILIES[name]), weight_format)
     assert isinstance(model, CompiledDecoder)
     ids = torch.randint(380, (LENGTH,), generator=torch.Generator().manual_seed(1))
 
@@ -184,7 +118,7 @@ def test_the_step_computes_what_the_decoder_computes(
 def test_a_prompt_has_the_same_bits_however_it_is_cut_and_packed(
     weight_format: WeightFormat,
 ) -> None:
-    model = prepare(make_model(), weight_format)
+    model = prepare(make_decoder(), weight_format)
     assert isinstance(model, CompiledDecoder)
     ids = torch.randint(380, (LENGTH,))
     alone, _ = run(model, ids, [])
@@ -209,7 +143,7 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_packed(
 
 
 def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
-    model = prepare(make_model(), "int8")
+    model = prepare(make_decoder(), "int8")
     assert isinstance(model, CompiledDecoder)
     spec = model.config.state
     states = torch.zeros(spec.num_layers, 8, spec.num_heads, spec.key_dim, spec.value_dim)
@@ -228,7 +162,7 @@ def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
 def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches(
     num_left: int,
 ) -> None:
-    model = prepare(make_model(), "int8")
+    model = prepare(make_decoder(), "int8")
     assert isinstance(model, CompiledDecoder)
     spec, rows = model.config.state, 300
     store = torch.rand(spec.pending_shape(rows, 3))
@@ -253,7 +187,7 @@ def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches
 
 def test_a_decode_that_is_repeated_from_the_same_state_has_the_same_bits() -> None:
     """A step that failed is run again, whether or not it left its token pending."""
-    model = prepare(make_model(), "int8")
+    model = prepare(make_decoder(), "int8")
     assert isinstance(model, CompiledDecoder)
     spec = model.config.state
     states = torch.rand(spec.state_shape(2))
@@ -271,7 +205,7 @@ def test_a_decode_that_is_repeated_from_the_same_state_has_the_same_bits() -> No
 
 
 def test_a_pending_token_that_is_not_finite_is_reported_by_its_row() -> None:
-    model = prepare(make_model(), "int8")
+    model = prepare(make_decoder(), "int8")
     assert isinstance(model, CompiledDecoder)
     spec = model.config.state
     states = torch.rand(spec.state_shape(4))
@@ -292,7 +226,7 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
     target: str, weight_format: WeightFormat, vocab_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TARGET_VARIABLE, target)
-    model = prepare(make_model(vocab_size=vocab_size), weight_format)
+    model = prepare(make_decoder(vocab_size=vocab_size), weight_format)
     assert isinstance(model, CompiledDecoder)
     hidden = torch.randn(70, 64, generator=torch.Generator().manual_seed(3))
     hidden[4, 9], hidden[6, 63] = float("nan"), float("inf")
@@ -332,7 +266,7 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
 
 
 def test_a_hidden_state_that_is_not_finite_is_reported_by_its_row() -> None:
-    model = make_model()
+    model = make_decoder()
     model.final_norm.bias.data[7] = float("inf")
     compiled = prepare(model, "int8")
     assert isinstance(compiled, CompiledDecoder)
@@ -346,7 +280,7 @@ def test_a_hidden_state_that_is_not_finite_is_reported_by_its_row() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_embedding_is_read_as_it_is_stored(dtype: torch.dtype) -> None:
-    model = make_model()
+    model = make_decoder()
     table = model.embed_tokens.weight.data
     table[7, :3] = torch.tensor(
         [3e-8, -6e-5, 65504.0]
@@ -355,7 +289,7 @@ def test_an_embedding_is_read_as_it_is_stored(dtype: torch.dtype) -> None:
     stored = model.embed_tokens.weight.data.clone()
     compiled = prepare(model, "float32")
     assert isinstance(compiled, CompiledDecoder)
-    wide = make_model()
+    wide = make_decoder()
     wide.embed_tokens.weight.data = stored.float()
     expected = prepare(wide, "float32")
     assert isinstance(expected, CompiledDecoder)

@@ -6,78 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from dijiang_runtime.models.config import AttentionConfig, ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.fused import FusedDecoder
-from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
+from tests.small_models import FAMILIES, VOCAB_SIZE, make_decoder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTH = 70
-MODELS: dict[str, dict[str, object]] = {
-    "gpt_neox": {},
-    "official": {
-        "preset": "official",
-        "attention": AttentionConfig(num_features=16, num_groups=16),
-    },
-    "decay-tables": {
-        "preset": "official",
-        "attention": AttentionConfig(num_features=16, num_groups=16, decay_tables=True),
-    },
-    "llama": {
-        "family": "llama",
-        "parallel_residual": False,
-        "norm": "rmsnorm",
-        "activation": "silu",
-        "gated_mlp": True,
-        "mlp_bias": False,
-        "qkv_bias": False,
-        "out_bias": False,
-        "num_kv_heads": 2,
-        "rotary_dim": 16,
-        "qk_norm": True,
-        "tie_word_embeddings": True,
-    },
-    "opt-350m": {
-        "family": "opt",
-        "parallel_residual": False,
-        "rotary_dim": 0,
-        "activation": "relu",
-        "learned_positions": True,
-        "query_scale": 0.25,
-        "norm_first": False,
-        "final_norm": False,
-        "embedding_dim": 32,
-    },
-}
+NAMES = ("gpt_neox", "official", "decay-tables", "llama", "qwen3", "opt-350m")
 
 
 def make_model(name: str) -> Decoder:
-    fields: dict[str, object] = {
-        "family": "gpt_neox",
-        "preset": "dijiang",
-        "vocab_size": 97,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 4,
-        "head_dim": 16,
-        "max_position_embeddings": 256,
-        "attention": attention_config("dijiang", 16),
-        "parallel_residual": True,
-        "rotary_dim": 4,
-    }
-    torch.manual_seed(0)
-    model = Decoder(ModelConfig(**{**fields, **MODELS[name]}))
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return model.eval().requires_grad_(False).to(DEVICE)
+    return make_decoder(**FAMILIES[name]).to(DEVICE)
 
 
 def tokens() -> Tensor:
-    return torch.randint(97, (LENGTH + 1,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    return torch.randint(VOCAB_SIZE, (LENGTH + 1,), generator=torch.Generator().manual_seed(3)).to(
+        DEVICE
+    )
 
 
 def run(fused: FusedDecoder, states: Tensor, others: int) -> Tensor:
@@ -97,7 +43,7 @@ def run(fused: FusedDecoder, states: Tensor, others: int) -> Tensor:
     return fused.logits(torch.cat([hidden[:LENGTH], last[:1]]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_prompt_and_decode_are_those_of_the_torch_decoder(name: str) -> None:
     model = make_model(name)
     truth = copy.deepcopy(model).double()(tokens()[None])[0]
