@@ -29,6 +29,7 @@ from dijiang_runtime.ops.cpu.library import (
 )
 from dijiang_runtime.ops.cpu.sampling import Adjustment, LogitKernels, Panels, RowScan
 from dijiang_runtime.request import SamplingParams
+from tests.engine.masked import let_in
 from tests.engine.requests import make_request, random_sampling
 
 EOS = (0, 1)
@@ -133,20 +134,6 @@ def scan_of(logits: torch.Tensor, sequences: list[Sequence]) -> RowScan:
         mass = shares.exp().sum(dim=1)
         panels.largest_and_mass[:, :, panel] = torch.stack([largest, mass.nan_to_num().float()])
     return RowScan([True] * len(logits), allowed.numpy().argmax(axis=1).tolist(), panels)
-
-
-def let_in(logits: torch.Tensor, masks: Seq[TokenMask | None]) -> torch.Tensor:
-    """The logits, -infinity for the tokens that may not come."""
-    rows = [
-        row if mask is None else row.where(torch.tensor(tokens_of(mask, len(row))), -torch.inf)
-        for row, mask in zip(logits, masks, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-def tokens_of(mask: TokenMask, vocab_size: int) -> npt.NDArray[np.bool_]:
-    bits = np.unpackbits(mask.bits.view(np.uint8), bitorder="little")
-    return bits[:vocab_size].astype(np.bool_)
 
 
 @pytest.mark.parametrize("is_scanned", [False, True])

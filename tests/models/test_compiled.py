@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from dijiang_runtime.models.packed import PackedLinear
 from dijiang_runtime.models.recurrence import PendingTokens, PooledRecurrence, PrefillSegment
 from dijiang_runtime.ops.cpu.library import TARGET_VARIABLE, targets
 from dijiang_runtime.ops.cpu.packed import WeightFormat, unpack
+from tests.engine.masked import let_in
 from tests.small_models import FAMILIES, make_decoder
 
 pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
@@ -250,10 +250,7 @@ def test_the_likeliest_tokens_are_found_where_the_logits_are_made(
         for place, (ok, token_id) in enumerate(zip(is_finite, likeliest, strict=True)):
             if ok:
                 assert torch.equal(logits[place], expected[place])
-                allowed = expected[place].double()
-                if (mask := masks[place]) is not None:
-                    bits = np.unpackbits(mask.bits.view(np.uint8), bitorder="little")
-                    allowed[torch.tensor(bits[: len(allowed)] == 0)] = -torch.inf
+                [allowed] = let_in(expected[place : place + 1].double(), masks[place : place + 1])
                 assert token_id == int(allowed.numpy().argmax())
                 assert known is not None and known.largest_and_mass is not None
                 largest, mass = known.largest_and_mass[:, place]
