@@ -92,7 +92,7 @@ def small_config(**changes: object) -> ModelConfig:
 
 
 def make_decoder(**changes: object) -> Decoder:
-    """A decoder in which every matrix and every bias has an effect on the logits."""
+    """A decoder in which every matrix, bias and norm has an effect of its own on the logits."""
     torch.manual_seed(0)
     model = Decoder(small_config(**changes))
     for name, parameter in model.named_parameters():
@@ -100,4 +100,6 @@ def make_decoder(**changes: object) -> Decoder:
             torch.nn.init.normal_(parameter, std=0.2)
         elif name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)
+        elif name.endswith("norm.weight"):
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
     return model.eval().requires_grad_(False)

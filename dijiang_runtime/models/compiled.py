@@ -48,7 +48,6 @@ def is_covered(config: ModelConfig) -> bool:
         attention.feature_map == "softmax"
         and not attention.decay_tables
         and not getattr(attention, "window", 0)
-        and not config.qk_norm
     )
 
 
@@ -238,8 +237,10 @@ class CompiledDecoder:
             attention_norm=self._norm(layer.attention_norm),
             mlp_norm=self._norm(layer.mlp_norm),
             readout_norm=self._norm(
-                attention.readout_norm if options.readout == "group_norm" else nn.Identity()
+                attention.readout_norm if options.readout == "group_norm" else None
             ),
+            query_norm=self._norm(attention.q_norm if self.config.qk_norm else None),
+            key_norm=self._norm(attention.k_norm if self.config.qk_norm else None),
             q=self._matrix(attention.q_proj),
             k=self._matrix(attention.k_proj),
             v=self._matrix(attention.v_proj),
@@ -266,7 +267,7 @@ class CompiledDecoder:
         return matrix.struct()
 
     def _norm(self, norm: Any) -> NormStruct:
-        if isinstance(norm, nn.Identity):
+        if norm is None or isinstance(norm, nn.Identity):
             return NormStruct()
         bias = None if isinstance(norm, RMSNorm) else norm.bias
         return NormStruct(

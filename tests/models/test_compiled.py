@@ -20,7 +20,7 @@ from tests.small_models import FAMILIES, make_decoder
 pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
 
 LENGTH = 150
-NAMES = ("gpt_neox", "official", "llama", "opt-350m", "odd-sizes")
+NAMES = ("gpt_neox", "official", "llama", "qwen3", "opt-350m", "odd-sizes")
 # Of the logits, relative: half precision and int8 round what passes between the layers.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 1e-2, "int8": 6e-2}
 

@@ -75,7 +75,10 @@ static inline const float *projection_of(const Decoder &d, const Layer &layer, i
     return layer.projection + head * d.projection_stride;
 }
 
-static inline void prepare_head(const Decoder &d, const float *angles, float scale, float *head) {
+// Queries have the parent's scale, keys none.
+static inline void prepare_head(const Decoder &d, const NormWeights &norm, const float *angles,
+                                float scale, float *head) {
+    if (norm.weight) normalise(head, d.head_dim, kRmsNorm, d.norm_eps, norm, head);
     if (scale != 1.0f) {
         for_lanes(d.head_dim, [&](int64_t i, int64_t n) {
             store_some(head + i, n, mul(load_some(head + i, n), broadcast(scale)));
@@ -102,19 +105,20 @@ static void prepare_decodes(const Decoder &d, const Layer &layer, const Projecte
                             const DecodeFeatures &to, const HeadScratch &s) {
     const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
     const float *projection = projection_of(d, layer, head);
-    const auto prepare = [&](float *heads, int64_t stride, float scale, float *out, int64_t out_stride) {
+    const auto prepare = [&](float *heads, int64_t stride, const NormWeights &norm, float scale,
+                             float *out, int64_t out_stride) {
         for (int64_t row = first; row < end; ++row) {
-            prepare_head(d, p.angles + row * d.rotary_dim, scale, heads + row * stride);
+            prepare_head(d, norm, p.angles + row * d.rotary_dim, scale, heads + row * stride);
         }
         features(d, projection, heads + first * stride, stride, end - first, s.projected, out,
                  out_stride);
     };
     const int64_t place = head * num_decodes + first;
     for (int64_t g = 0; g < group; ++g) {
-        prepare(p.q + (head * group + g) * dim, d.query_size(), static_cast<float>(d.query_scale),
-                to.query + (place * group + g) * m, group * m);
+        prepare(p.q + (head * group + g) * dim, d.query_size(), layer.query_norm,
+                static_cast<float>(d.query_scale), to.query + (place * group + g) * m, group * m);
     }
-    prepare(p.k + head * dim, d.value_size(), 1.0f, to.key + place * m, m);
+    prepare(p.k + head * dim, d.value_size(), layer.key_norm, 1.0f, to.key + place * m, m);
 }
 
 // One head of one decode, whose features are ready. Where its state stays where it is, the token is
@@ -204,21 +208,22 @@ static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &
     const bool is_normalised = d.value_dim > dim;
     const float *projection = projection_of(d, layer, head);
     const float *powers = layer.powers + head * (kChunk + 1);
-    const auto make_features = [&](float *heads, int64_t stride, float scale, float *out) {
+    const auto make_features = [&](float *heads, int64_t stride, const NormWeights &norm, float scale,
+                                   float *out) {
         for (int64_t i = 0; i < length; ++i) {
-            prepare_head(d, p.angles + (row + i) * d.rotary_dim, scale, heads + i * stride);
+            prepare_head(d, norm, p.angles + (row + i) * d.rotary_dim, scale, heads + i * stride);
         }
         transpose(heads, stride, length, dim, s.head, c);
         features_of_tokens(d, projection, s.head, length, s.projected, out);
     };
-    make_features(p.k + row * d.value_size() + head * dim, d.value_size(), 1.0f, s.key);
+    make_features(p.k + row * d.value_size() + head * dim, d.value_size(), layer.key_norm, 1.0f, s.key);
     for (int64_t i = 0; i < length; ++i) {
         const float *v = p.v + (row + i) * d.value_size() + head * dim;
         for_lanes(dim, [&](int64_t j, int64_t n) { store(s.value + i * e + j, load_some(v + j, n)); });
     }
     for (int64_t g = 0; g < group; ++g) {
         const int64_t offset = (head * group + g) * dim;
-        make_features(p.q + row * d.query_size() + offset, d.query_size(),
+        make_features(p.q + row * d.query_size() + offset, d.query_size(), layer.query_norm,
                       static_cast<float>(d.query_scale), s.query);
         read_chunk(d, powers, length, s);
         for (int64_t i = 0; i < length; ++i) {

@@ -34,10 +34,12 @@ static void embed(const Decoder &d, int64_t token, float *x) {
 // Everything between two matrix products, for all rows.
 struct StepMemory {
     EncodedRows input, mlp_input, inner;
-    float *q, *k, *v, *gate, *y, *up, *mlp_gate, *attended, *mlp, *angles, *normed;
+    float *q, *k, *v, *gate, *y, *up, *mlp_gate, *attended, *mlp, *angles;
     DecodeFeatures features;
     char *scratch;
     int64_t scratch_bytes;  // Of one thread.
+    float *row;             // What a thread makes of one row before it encodes it.
+    int64_t row_size;
 
     StepMemory(Arena &a, const Decoder &d, int64_t rows, int64_t num_decodes, int threads)
         : features(a, d, num_decodes) {
@@ -48,12 +50,14 @@ struct StepMemory {
         for (float **part : {&q, &gate, &y}) *part = a.take<float>(rows * d.query_size());
         for (float **part : {&k, &v}) *part = a.take<float>(rows * d.value_size());
         for (float **part : {&up, &mlp_gate}) *part = a.take<float>(rows * d.inner_size);
-        for (float **part : {&attended, &mlp, &normed}) *part = a.take<float>(rows * d.hidden_size);
+        for (float **part : {&attended, &mlp}) *part = a.take<float>(rows * d.hidden_size);
         angles = a.take<float>(rows * d.rotary_dim);
         Arena one(nullptr);
         HeadScratch(one, d);
         scratch_bytes = one.used();
         scratch = a.take<char>(threads * scratch_bytes);
+        row_size = whole_vectors(std::max(widest, d.inner_size));
+        row = a.take<float>(threads * row_size);
     }
 };
 
@@ -91,28 +95,31 @@ public:
         : team_(team), d_(d), b_(b), m_(memory), streamed_(streamed) {}
 
     void run() {
-        each_row([&](int64_t row) {
+        each_row([&](int64_t row, float *made) {
             if (d_.embedding) embed(d_, b_.token_ids[row], x(row));
             float *angles = m_.angles + row * d_.rotary_dim;
             rotary_angles(d_, b_.positions[row], angles, angles + d_.rotary_dim / 2);
-            enter(d_.layers[0], row);
+            enter(d_.layers[0], row, made);
         });
         for (int64_t i = 0; i < d_.num_layers; ++i) {
             const Layer &layer = d_.layers[i];
             d_.parallel_residual ? run_parallel(layer) : run_sequential(layer);
             // The end of one layer and the beginning of the next need no wait between them.
-            each_row([&](int64_t row) {
+            each_row([&](int64_t row, float *made) {
                 leave(layer, row);
-                i + 1 < d_.num_layers ? enter(d_.layers[i + 1], row) : finish(row);
+                i + 1 < d_.num_layers ? enter(d_.layers[i + 1], row, made) : finish(row);
             });
         }
     }
 
 private:
+    // Call f with each row and with memory for one, which stays in the cache of the thread.
     template <class Function>
     void each_row(Function f) {
         const PhaseClock clock(b_, kRows);
-        team_.for_runs(b_.num_rows, kRowRun, [&](int64_t row, int) { f(row); });
+        team_.for_runs(b_.num_rows, kRowRun, [&](int64_t row, int member) {
+            f(row, m_.row + member * m_.row_size);
+        });
     }
 
     template <int Count>
@@ -135,10 +142,9 @@ private:
 
     float *x(int64_t row) { return b_.x + row * d_.hidden_size; }
 
-    void norm_and_encode(const NormWeights &w, int64_t row, const EncodedRows &to) {
-        float *normed = m_.normed + row * d_.hidden_size;
-        normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, w, normed);
-        Format::encode(normed, d_.hidden_size, to, row);
+    void norm_and_encode(const NormWeights &w, int64_t row, const EncodedRows &to, float *made) {
+        normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, w, made);
+        Format::encode(made, d_.hidden_size, to, row);
     }
 
     void add_to_residual(const float *part, int64_t row) {
@@ -148,13 +154,13 @@ private:
         });
     }
 
-    void enter(const Layer &layer, int64_t row) {
+    void enter(const Layer &layer, int64_t row, float *made) {
         if (d_.norm_first) {
-            norm_and_encode(layer.attention_norm, row, m_.input);
+            norm_and_encode(layer.attention_norm, row, m_.input, made);
         } else {
             Format::encode(x(row), d_.hidden_size, m_.input, row);
         }
-        if (d_.parallel_residual) norm_and_encode(layer.mlp_norm, row, m_.mlp_input);
+        if (d_.parallel_residual) norm_and_encode(layer.mlp_norm, row, m_.mlp_input, made);
     }
 
     void run_parallel(const Layer &layer) {
@@ -165,9 +171,9 @@ private:
                          {layer.up, m_.mlp_input, m_.up},
                          {layer.mlp_gate, m_.mlp_input, m_.mlp_gate}});
         attend(layer);
-        each_row([&](int64_t row) {
-            gate_read_out(layer, row);
-            activate_inner(layer, row);
+        each_row([&](int64_t row, float *made) {
+            gate_read_out(layer, row, made);
+            activate_inner(layer, row, made);
         });
         multiply_all<2>({{layer.o, m_.input, m_.attended}, {layer.down, m_.inner, m_.mlp}});
     }
@@ -178,19 +184,19 @@ private:
                          {layer.v, m_.input, m_.v},
                          {layer.gate, m_.input, m_.gate}});
         attend(layer);
-        each_row([&](int64_t row) { gate_read_out(layer, row); });
+        each_row([&](int64_t row, float *made) { gate_read_out(layer, row, made); });
         multiply_all<1>({{layer.o, m_.input, m_.attended}});
-        each_row([&](int64_t row) {
+        each_row([&](int64_t row, float *made) {
             add_to_residual(m_.attended, row);
             if (d_.norm_first) {
-                norm_and_encode(layer.mlp_norm, row, m_.mlp_input);
+                norm_and_encode(layer.mlp_norm, row, m_.mlp_input, made);
             } else {
                 normalise(x(row), d_.hidden_size, d_.norm, d_.norm_eps, layer.attention_norm, x(row));
                 Format::encode(x(row), d_.hidden_size, m_.mlp_input, row);
             }
         });
         multiply_all<2>({{layer.up, m_.mlp_input, m_.up}, {layer.mlp_gate, m_.mlp_input, m_.mlp_gate}});
-        each_row([&](int64_t row) { activate_inner(layer, row); });
+        each_row([&](int64_t row, float *made) { activate_inner(layer, row, made); });
         multiply_all<1>({{layer.down, m_.inner, m_.mlp}});
     }
 
@@ -240,29 +246,31 @@ private:
         return HeadScratch(own, d_);
     }
 
-    void gate_read_out(const Layer &layer, int64_t row) {
-        float *y = m_.y + row * d_.query_size();
+    void gate_read_out(const Layer &layer, int64_t row, float *made) {
+        const float *y = m_.y + row * d_.query_size();
         if (layer.readout_norm.weight) {
-            normalise_groups(y, d_.query_size(), d_.num_groups, d_.group_eps, layer.readout_norm);
+            normalise_groups(y, d_.query_size(), d_.num_groups, d_.group_eps, layer.readout_norm, made);
+            y = made;
         }
         if (layer.gate.panels) {
             const float *gate = m_.gate + row * d_.query_size();
             for_lanes(d_.query_size(), [&](int64_t i, int64_t n) {
-                store_some(y + i, n, mul(silu(load_some(gate + i, n)), load_some(y + i, n)));
+                store_some(made + i, n, mul(silu(load_some(gate + i, n)), load_some(y + i, n)));
             });
+            y = made;
         }
         Format::encode(y, d_.query_size(), m_.input, row);
     }
 
-    void activate_inner(const Layer &layer, int64_t row) {
-        float *up = m_.up + row * d_.inner_size;
+    void activate_inner(const Layer &layer, int64_t row, float *made) {
+        const float *up = m_.up + row * d_.inner_size;
         const float *gate = layer.mlp_gate.panels ? m_.mlp_gate + row * d_.inner_size : nullptr;
         for_lanes(d_.inner_size, [&](int64_t i, int64_t n) {
             const Vec u = load_some(up + i, n);
             const Vec activated = activate(gate ? load_some(gate + i, n) : u, d_.activation);
-            store_some(up + i, n, gate ? mul(activated, u) : activated);
+            store_some(made + i, n, gate ? mul(activated, u) : activated);
         });
-        Format::encode(up, d_.inner_size, m_.inner, row);
+        Format::encode(made, d_.inner_size, m_.inner, row);
     }
 
     void leave(const Layer &layer, int64_t row) {

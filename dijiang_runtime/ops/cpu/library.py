@@ -53,7 +53,7 @@ class NormStruct(_Struct):
 
 class LayerStruct(_Struct):
     _fields_ = [
-        *_fields(NormStruct, "attention_norm mlp_norm readout_norm"),
+        *_fields(NormStruct, "attention_norm mlp_norm readout_norm query_norm key_norm"),
         *_fields(MatrixStruct, "q k v gate o up mlp_gate down"),
         *_fields(c_void_p, "projection powers"),
     ]

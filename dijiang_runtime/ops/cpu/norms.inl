@@ -33,12 +33,12 @@ static inline void normalise(const float *x, int64_t n, int64_t norm, double eps
     scale_row(x, n, centre, 1.0f / std::sqrt(square + static_cast<float>(eps)), w, out);
 }
 
-// Group norm over runs of consecutive channels, in place.
-static inline void normalise_groups(float *x, int64_t n, int64_t groups, double eps,
-                                    const NormWeights &w) {
+// Group norm over runs of consecutive channels.
+static inline void normalise_groups(const float *x, int64_t n, int64_t groups, double eps,
+                                    const NormWeights &w, float *out) {
     const int64_t size = n / groups;
     for (int64_t start = 0; start < n; start += size) {
         const NormWeights part{w.weight + start, w.bias + start};
-        normalise(x + start, size, kLayerNorm, eps, part, x + start);
+        normalise(x + start, size, kLayerNorm, eps, part, out + start);
     }
 }

@@ -42,6 +42,7 @@ struct NormWeights {
 
 struct Layer {
     NormWeights attention_norm, mlp_norm, readout_norm;
+    NormWeights query_norm, key_norm;  // RMS norms of each head.
     Matrix q, k, v, gate, o, up, mlp_gate, down;  // Absent ones have no panels.
     const float *projection;  // Feature map, [heads or 1, head_dim, padded columns]
     const float *powers;      // decay to the power 0 ... 64, [kv_heads, 65]
