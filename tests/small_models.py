@@ -1,6 +1,7 @@
 """Small models of random weights, for every way in which a family builds its layers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -60,6 +61,12 @@ FAMILIES: dict[str, Fields] = {
         "num_kv_heads": 3,
         "activation": "gelu_tanh",
     },
+}
+FAMILIES["wide-sinks"] = {
+    **FAMILIES["llama"],
+    "preset": "dijiang+window",
+    # Neither is a multiple of a vector register, and there are more sinks than fit into one.
+    "attention": replace(attention_config("dijiang+window", HEAD_DIM), window=27, sinks=18),
 }
 FAMILIES["qwen3"] = {**FAMILIES["llama"], "qk_norm": True}
 FAMILIES["opt-350m"] = {

@@ -44,11 +44,13 @@ _ACTIVATIONS = {"gelu": 0, "gelu_tanh": 1, "relu": 2, "silu": 3}
 def is_covered(config: ModelConfig) -> bool:
     """Whether the kernels compute every part of such a model."""
     attention = config.attention
-    return (
-        attention.feature_map == "softmax"
-        and not attention.decay_tables
-        and not getattr(attention, "window", 0)
-    )
+    return attention.feature_map == "softmax" and not attention.decay_tables
+
+
+def num_pending_tokens(config: ModelConfig) -> int:
+    """Tokens that the states of such a model may lag behind. A window's keys and values change with
+    every token, so its states are written with them."""
+    return 0 if config.attention.window else NUM_PENDING_TOKENS
 
 
 def prepare(model: Decoder, weight_format: WeightFormat) -> "Decoder | CompiledDecoder":
@@ -66,11 +68,11 @@ class CompiledDecoder:
     """What the engine needs of a decoder. Rows need no tiles: their bits never depend on others."""
 
     needs_tiles = False
-    num_pending_tokens = NUM_PENDING_TOKENS
 
     def __init__(self, model: Decoder, context: Context) -> None:
         """`model` has packed matrices and a config that is covered."""
         self.config = model.config
+        self.num_pending_tokens = num_pending_tokens(model.config)
         self.context = context
         self.model = model
         self._kept: list[object] = []  # What the kernels' structures point to.
@@ -107,6 +109,7 @@ class CompiledDecoder:
         )
         finite = torch.ones(len(x), dtype=torch.bool)
         pending = recurrence.pending or self._none_pending(len(recurrence.decode_source))
+        caches = recurrence.caches
         batch = BatchStruct(
             x=x.data_ptr(),
             token_ids=token_ids.data_ptr(),
@@ -119,6 +122,8 @@ class CompiledDecoder:
             segments=ctypes.addressof(segments),
             states=recurrence.states.data_ptr(),
             layer_stride=recurrence.states.stride(0),
+            caches=0 if caches is None else caches.data_ptr(),
+            cache_layer_stride=0 if caches is None else caches.stride(0),
             finite=finite.data_ptr(),
             pending=pending.store.data_ptr(),
             pending_layer_stride=pending.store.stride(0),
@@ -208,6 +213,10 @@ class CompiledDecoder:
             norm_eps=config.norm_eps,
             group_eps=self._layers()[0].attention.readout_norm.eps if has_groups else 0.0,
             query_scale=config.query_scale,
+            window=attention.window,
+            sinks=attention.sinks,
+            # As in the parent, of which OPT has already applied all.
+            score_scale=config.head_dim**-0.5 / config.query_scale,
             rotary_frequencies=self._keep(self.model.rotary_frequencies)
             if config.rotary_dim
             else None,
@@ -251,6 +260,10 @@ class CompiledDecoder:
             down=self._matrix(mlp.down),
             projection=self._keep(F.pad(projection, (0, -projection.shape[-1] % _LANES))),
             powers=self._keep(powers.float()),
+            window_mix=self._keep(attention.window_mix.float()) if options.window else None,
+            window_mix_query=self._keep(attention.window_mix_query.float())
+            if options.window
+            else None,
         )
 
     def _keep(self, tensor: Tensor) -> int:

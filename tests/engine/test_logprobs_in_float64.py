@@ -1,8 +1,7 @@
-"""Logprobs against a model that reads token by token in float64."""
+"""Logprobs against a model whose attention goes token by token in float64."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.models.loader import load_model
 from dijiang_runtime.ops import reference
+from dijiang_runtime.ops.windowed import WindowInputs
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import NUM_TOKENS
 from tests.small_models import FAMILIES
@@ -21,34 +21,30 @@ FLOAT32_ROUNDING = 2e-5
 
 
 class TokenByToken:
-    """One sequence's states in float64, advanced by the reference operator, a token a call."""
-
-    def __init__(self) -> None:
-        self._states: dict[int, Tensor] = {}
+    """One whole sequence in float64, by the reference operators."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
         empty = k.new_zeros(1, k.shape[1], k.shape[2], v.shape[2])
-        state = self._states.get(layer, empty)
-        outputs, self._states[layer] = reference.chunk(q[None], k[None], v[None], log_decay, state)
-        return outputs[0]
+        return reference.chunk(q[None], k[None], v[None], log_decay, empty)[0][0]
 
-    def attend_windowed(self, layer: int, inputs: Any, positions: Tensor) -> Tensor:
-        raise NotImplementedError("a model with a window is not compared here")
+    def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
+        x, phi_k = inputs, inputs.features(inputs.k, None)
+        args = (x.q, x.k, x.v, x.phi_q, phi_k, x.mix, x.log_decay)
+        return reference.windowed(*args, window=x.window, sinks=x.sinks)
 
 
 def read(folder: Path, token_ids: Sequence[int]) -> Tensor:
     """The logprobs [T, V] that follow each token, in float64."""
-    model, states = load_model(folder).double(), TokenByToken()
-    rows = []
+    model = load_model(folder).double()
     with torch.inference_mode():
-        for position, token_id in enumerate(token_ids):
-            hidden = model.hidden(torch.tensor([token_id]), torch.tensor([position]), states)
-            rows.append(model.logits(hidden)[0].log_softmax(dim=-1))
-    assert rows[0].dtype == torch.float64
-    return torch.stack(rows)
+        positions = torch.arange(len(token_ids))
+        hidden = model.hidden(torch.tensor(token_ids), positions, TokenByToken())
+        logprobs = model.logits(hidden).log_softmax(dim=-1)
+    assert logprobs.dtype == torch.float64
+    return logprobs
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "window"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_logprobs_of_prompt_and_answer_are_those_of_float64(
     make_engine: MakeEngine, make_tiny_model: Callable[..., Path], family: str
 ) -> None:

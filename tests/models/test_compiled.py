@@ -20,9 +20,9 @@ from tests.small_models import FAMILIES, make_decoder
 pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
 
 LENGTH = 150
-NAMES = ("gpt_neox", "official", "llama", "qwen3", "opt-350m", "odd-sizes")
+NAMES = tuple(name for name in FAMILIES if name not in ("decay-tables", "opt"))
 # Of the logits, relative: half precision and int8 round what passes between the layers.
-TOLERANCE = {"float32": 3e-6, "bfloat16": 1e-2, "int8": 6e-2}
+TOLERANCE = {"float32": 3e-6, "bfloat16": 2e-2, "int8": 6e-2}
 
 
 def unpacked(model: CompiledDecoder) -> Decoder:
@@ -62,7 +62,8 @@ def run(
     shape = (spec.num_layers, 6, spec.num_heads, spec.key_dim, spec.value_dim)
     states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     source, target = 2, 3
-    states[:, source] = 0
+    caches = torch.randn(spec.cache_shape(6), generator=torch.Generator().manual_seed(4))
+    states[:, source] = caches[:, source] = 0
     none = torch.tensor([], dtype=torch.int64)
     positions = torch.arange(len(ids))
     logits = []
@@ -73,17 +74,17 @@ def run(
             is_kept = num_left < num_pending
             wrote = source if is_kept else target
             pending = PendingTokens(store, torch.tensor([1]), torch.tensor([num_left]))
-            recurrence = PooledRecurrence(
-                states, torch.tensor([source]), torch.tensor([wrote]), pending=pending
-            )
+            places = torch.tensor([source]), torch.tensor([wrote])
+            recurrence = PooledRecurrence(states, *places, (), caches, pending)
             num_left = num_left + 1 if is_kept else 0
         else:
             segment = PrefillSegment(0, stop - start, source, target)
-            recurrence = PooledRecurrence(states, none, none, [segment])
-        before, pending_before = states.clone(), store.clone()
+            recurrence = PooledRecurrence(states, none, none, [segment], caches)
+        before, caches_before, pending_before = states.clone(), caches.clone(), store.clone()
         hidden = model.hidden(ids[rows], positions[rows].contiguous(), recurrence)
         others = [row for row in range(6) if row != wrote or row == source]
         assert torch.equal(states[:, others], before[:, others])
+        assert torch.equal(caches[:, others], caches_before[:, others])
         assert torch.equal(store[:, [0, 2]], pending_before[:, [0, 2]])
         assert recurrence.finite_rows().all()
         logits.append(model.logits(hidden))
@@ -108,17 +109,19 @@ def test_the_step_computes_what_the_decoder_computes(
     assert isinstance(model, CompiledDecoder)
     ids = torch.randint(380, (LENGTH,), generator=torch.Generator().manual_seed(1))
 
+    num_pending = min(num_pending, model.num_pending_tokens)
     ours, _ = run(model, ids, [64, 140, *range(141, LENGTH)], num_pending)
 
     truth = unpacked(model)(ids[None])[0]
     assert float((ours - truth).norm() / truth.norm()) < TOLERANCE[weight_format]
 
 
+@pytest.mark.parametrize("name", ["gpt_neox", "window", "wide-sinks"])
 @pytest.mark.parametrize("weight_format", TOLERANCE)
 def test_a_prompt_has_the_same_bits_however_it_is_cut_and_packed(
-    weight_format: WeightFormat,
+    weight_format: WeightFormat, name: str
 ) -> None:
-    model = prepare(make_decoder(), weight_format)
+    model = prepare(make_decoder(**FAMILIES[name]), weight_format)
     assert isinstance(model, CompiledDecoder)
     ids = torch.randint(380, (LENGTH,))
     alone, _ = run(model, ids, [])
@@ -126,7 +129,7 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_packed(
 
     # Three prompts and two decodes in one pass.
     spec = model.config.state
-    states = torch.zeros(spec.num_layers, 12, spec.num_heads, spec.key_dim, spec.value_dim)
+    states, caches = torch.zeros(spec.state_shape(12)), torch.zeros(spec.cache_shape(12))
     lengths = (7, LENGTH, 64)
     packed = torch.cat([torch.tensor([5, 6]), *(ids[:n] for n in lengths)])
     positions = torch.cat([torch.tensor([9, 2]), *(torch.arange(n) for n in lengths)])
@@ -135,21 +138,24 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut_and_packed(
         PrefillSegment(start, n, 4 + 2 * i, 5 + 2 * i)
         for i, (start, n) in enumerate(zip(starts, lengths, strict=True))
     ]
-    recurrence = PooledRecurrence(states, torch.tensor([0, 2]), torch.tensor([1, 3]), segments)
+    places = torch.tensor([0, 2]), torch.tensor([1, 3])
+    recurrence = PooledRecurrence(states, *places, segments, caches)
     logits = model.logits(model.hidden(packed, positions, recurrence))
 
     assert torch.equal(logits[9 : 9 + LENGTH], alone)
     assert torch.equal(logits[9 + LENGTH :], alone[:64])
 
 
-def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
-    model = prepare(make_decoder(), "int8")
+@pytest.mark.parametrize("name", ["gpt_neox", "window"])
+def test_an_infinite_state_is_reported_by_the_row_that_makes_it(name: str) -> None:
+    model = prepare(make_decoder(**FAMILIES[name]), "int8")
     assert isinstance(model, CompiledDecoder)
     spec = model.config.state
-    states = torch.zeros(spec.num_layers, 8, spec.num_heads, spec.key_dim, spec.value_dim)
+    states, caches = torch.zeros(spec.state_shape(8)), torch.zeros(spec.cache_shape(8))
     states[1, 2, 3, 5, 0] = states[0, 4, 1, :, -1] = float("inf")
     segments = [PrefillSegment(1, 3, 2, 3), PrefillSegment(4, 2, 6, 7)]
-    recurrence = PooledRecurrence(states, torch.tensor([4]), torch.tensor([5]), segments)
+    places = torch.tensor([4]), torch.tensor([5])
+    recurrence = PooledRecurrence(states, *places, segments, caches)
 
     model.hidden(torch.arange(6), torch.arange(6), recurrence)
 
@@ -158,31 +164,55 @@ def test_an_infinite_state_is_reported_by_the_row_that_makes_it() -> None:
     assert finite[4:] == [True, True]
 
 
-@pytest.mark.parametrize("num_left", [0, 3])
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("place", [0, 67])
+def test_an_infinite_number_in_a_window_is_reported(part: int, place: int) -> None:
+    model = prepare(make_decoder(**FAMILIES["window"]), "int8")
+    assert isinstance(model, CompiledDecoder)
+    spec = model.config.state
+    states, caches = torch.zeros(spec.state_shape(8)), torch.zeros(spec.cache_shape(8))
+    # Of a decode and of a prompt that goes on, at positions where everything is seen.
+    caches[1, [0, 4], 2, part, place, 3] = float("inf")
+    segments = [PrefillSegment(2, 3, 4, 5), PrefillSegment(5, 2, 6, 7)]
+    places = torch.tensor([0, 2]), torch.tensor([1, 3])
+    recurrence = PooledRecurrence(states, *places, segments, caches)
+
+    model.hidden(torch.arange(7), torch.tensor([90, 90, 90, 91, 92, 90, 91]), recurrence)
+
+    finite = recurrence.finite_rows().tolist()
+    assert not finite[0] and not finite[2]
+    assert finite[1] and finite[5:] == [True, True]
+
+
+@pytest.mark.parametrize(("name", "num_left"), [("gpt_neox", 0), ("gpt_neox", 3), ("window", 0)])
 def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches(
-    num_left: int,
+    name: str, num_left: int
 ) -> None:
-    model = prepare(make_decoder(), "int8")
+    model = prepare(make_decoder(**FAMILIES[name]), "int8")
     assert isinstance(model, CompiledDecoder)
     spec, rows = model.config.state, 300
     store = torch.rand(spec.pending_shape(rows, 3))
     counts = torch.full((rows,), num_left)
     assert 2 * rows * spec.num_bytes > 8 * 2**20
-    shape = (spec.num_layers, 2 * rows, spec.num_heads, spec.key_dim, spec.value_dim)
-    together = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    alone = together.clone()
+    generator = torch.Generator().manual_seed(0)
+    together = torch.rand(spec.state_shape(2 * rows), generator=generator)
+    caches = torch.rand(spec.cache_shape(2 * rows), generator=generator)
+    alone, caches_alone = together.clone(), caches.clone()
     ids = torch.arange(rows)
     places = torch.arange(2 * rows).reshape(rows, 2).T.contiguous()
 
     pending = PendingTokens(store, ids, counts)
-    hidden = model.hidden(ids, ids, PooledRecurrence(together, *places, pending=pending))
+    recurrence = PooledRecurrence(together, *places, (), caches, pending)
+    hidden = model.hidden(ids, ids, recurrence)
 
     for row in (0, 7, rows - 1):
         one = slice(row, row + 1)
         pending = PendingTokens(store, ids[one], counts[one])
-        recurrence = PooledRecurrence(alone, *places[:, one].contiguous(), pending=pending)
+        its_places = places[:, one].contiguous()
+        recurrence = PooledRecurrence(alone, *its_places, (), caches_alone, pending)
         assert torch.equal(model.hidden(ids[one], ids[one], recurrence)[0], hidden[row])
         assert torch.equal(alone[:, 2 * row + 1], together[:, 2 * row + 1])
+        assert torch.equal(caches_alone[:, 2 * row + 1], caches[:, 2 * row + 1])
 
 
 def test_a_decode_that_is_repeated_from_the_same_state_has_the_same_bits() -> None:

@@ -12,8 +12,9 @@
 struct Projected {
     float *q, *k;    // [rows, query_size], [rows, value_size]
     const float *v;  // [rows, value_size]
-    const float *angles;  // [rows, rotary_dim]
-    float *y;             // The read-outs, [rows, query_size]
+    const int64_t *positions;  // [rows]
+    const float *angles;       // [rows, rotary_dim]
+    float *y;                  // The read-outs, [rows, query_size]
     uint8_t *finite;      // [rows]
 
     // Several heads may say so at once.
@@ -99,26 +100,30 @@ struct DecodeFeatures {
 // Decodes whose features are computed together share what they load of a head's projection.
 constexpr int64_t kFeatureRows = 8;
 
-// The features of decodes first ... end - 1, at most kFeatureRows of num_decodes, for one head.
+// Rotate the queries and keys of decodes first ... end - 1, at most kFeatureRows of num_decodes, for
+// one head, and make features of them; of the keys only where somebody reads those.
 static void prepare_decodes(const Decoder &d, const Layer &layer, const Projected &p, int64_t first,
                             int64_t end, int64_t num_decodes, int64_t head,
                             const DecodeFeatures &to, const HeadScratch &s) {
     const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
     const float *projection = projection_of(d, layer, head);
-    const auto prepare = [&](float *heads, int64_t stride, const NormWeights &norm, float scale,
-                             float *out, int64_t out_stride) {
+    const int64_t place = head * num_decodes + first, rows = end - first;
+    const auto rotate_all = [&](float *heads, int64_t stride, const NormWeights &norm, float scale) {
         for (int64_t row = first; row < end; ++row) {
             prepare_head(d, norm, p.angles + row * d.rotary_dim, scale, heads + row * stride);
         }
-        features(d, projection, heads + first * stride, stride, end - first, s.projected, out,
-                 out_stride);
+        return heads + first * stride;
     };
-    const int64_t place = head * num_decodes + first;
+    const int64_t query_stride = d.query_size(), key_stride = d.value_size();
     for (int64_t g = 0; g < group; ++g) {
-        prepare(p.q + (head * group + g) * dim, d.query_size(), layer.query_norm,
-                static_cast<float>(d.query_scale), to.query + (place * group + g) * m, group * m);
+        const float *queries = rotate_all(p.q + (head * group + g) * dim, query_stride, layer.query_norm,
+                                          static_cast<float>(d.query_scale));
+        features(d, projection, queries, query_stride, rows, s.projected,
+                 to.query + (place * group + g) * m, group * m);
     }
-    prepare(p.k + head * dim, d.value_size(), layer.key_norm, 1.0f, to.key + place * m, m);
+    const float *keys = rotate_all(p.k + head * dim, key_stride, layer.key_norm, 1.0f);
+    if (d.window > 0) return;  // They become features when they leave the window.
+    features(d, projection, keys, key_stride, rows, s.projected, to.key + place * m, m);
 }
 
 // One head of one decode, whose features are ready. Where its state stays where it is, the token is
@@ -200,38 +205,45 @@ static void read_chunk(const Decoder &d, const float *powers, int64_t length, co
     }
 }
 
-// Up to 64 tokens from `row` on. The state in `s` is the one before them, then the one after.
-static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
-                         int64_t length, int64_t head, const HeadScratch &s) {
-    const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
-    const int64_t e = whole_vectors(dim), c = kChunk;
-    const bool is_normalised = d.value_dim > dim;
-    const float *projection = projection_of(d, layer, head);
-    const float *powers = layer.powers + head * (kChunk + 1);
-    const auto make_features = [&](float *heads, int64_t stride, const NormWeights &norm, float scale,
-                                   float *out) {
-        for (int64_t i = 0; i < length; ++i) {
-            prepare_head(d, norm, p.angles + (row + i) * d.rotary_dim, scale, heads + i * stride);
-        }
-        transpose(heads, stride, length, dim, s.head, c);
-        features_of_tokens(d, projection, s.head, length, s.projected, out);
-    };
-    make_features(p.k + row * d.value_size() + head * dim, d.value_size(), layer.key_norm, 1.0f, s.key);
+// Rotate one head of up to 64 tokens from `row` on: in place, and to [head_dim, to_stride].
+static void rotate_tokens(const Decoder &d, const Projected &p, int64_t row, int64_t length, float *heads,
+                          int64_t stride, const NormWeights &norm, float scale, float *to,
+                          int64_t to_stride) {
     for (int64_t i = 0; i < length; ++i) {
-        const float *v = p.v + (row + i) * d.value_size() + head * dim;
-        for_lanes(dim, [&](int64_t j, int64_t n) { store(s.value + i * e + j, load_some(v + j, n)); });
+        prepare_head(d, norm, p.angles + (row + i) * d.rotary_dim, scale, heads + i * stride);
     }
-    for (int64_t g = 0; g < group; ++g) {
-        const int64_t offset = (head * group + g) * dim;
-        make_features(p.q + row * d.query_size() + offset, d.query_size(), layer.query_norm,
-                      static_cast<float>(d.query_scale), s.query);
-        read_chunk(d, powers, length, s);
-        for (int64_t i = 0; i < length; ++i) {
-            const float *o = s.out + i * e, *mass = is_normalised ? s.mass + i : nullptr;
-            if (!is_finite(o, e) || (mass && !std::isfinite(*mass))) p.spoil(row + i);
-            finish_readout(d, o, mass, p.y + (row + i) * d.query_size() + offset);
-        }
+    transpose(heads, stride, length, d.head_dim, to, to_stride);
+}
+
+// Those of a query head, which stay in `s.head`, and their features.
+static void prepare_queries(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
+                            int64_t length, int64_t head, int64_t query_head, const HeadScratch &s) {
+    float *queries = p.q + row * d.query_size() + query_head * d.head_dim;
+    rotate_tokens(d, p, row, length, queries, d.query_size(), layer.query_norm,
+                  static_cast<float>(d.query_scale), s.head, kChunk);
+    features_of_tokens(d, projection_of(d, layer, head), s.head, kChunk, length, s.projected, s.query);
+}
+
+// Those of a key head, [head_dim, to_stride].
+static void prepare_keys(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
+                         int64_t length, int64_t head, float *to, int64_t to_stride) {
+    float *keys = p.k + row * d.value_size() + head * d.head_dim;
+    rotate_tokens(d, p, row, length, keys, d.value_size(), layer.key_norm, 1.0f, to, to_stride);
+}
+
+// The values of one head, [length, e].
+static void copy_values(const Decoder &d, const Projected &p, int64_t row, int64_t length, int64_t head,
+                        float *to) {
+    const int64_t e = whole_vectors(d.head_dim);
+    for (int64_t i = 0; i < length; ++i) {
+        const float *v = p.v + (row + i) * d.value_size() + head * d.head_dim;
+        for_lanes(d.head_dim, [&](int64_t j, int64_t n) { store(to + i * e + j, load_some(v + j, n)); });
     }
+}
+
+// Take a chunk's keys, which are overwritten, and values into the state.
+static void update_state(const Decoder &d, const float *powers, int64_t length, const HeadScratch &s) {
+    const int64_t e = whole_vectors(d.head_dim), m = d.num_features, c = kChunk;
     // What is left of each token at the end of the chunk, and nothing of those that are missing.
     const float *left = s.decays + c - length;
     for (int64_t f = 0; f < m; ++f) {
@@ -247,9 +259,32 @@ static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &
     small_product({s.key, c, 1}, m, s.value, e, length, s.state, e, e, true);
 }
 
+// Up to 64 tokens from `row` on. The state in `s` is the one before them, then the one after.
+static void attend_chunk(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
+                         int64_t length, int64_t head, const HeadScratch &s) {
+    const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, e = whole_vectors(dim);
+    const bool is_normalised = d.value_dim > dim;
+    const float *powers = layer.powers + head * (kChunk + 1);
+    prepare_keys(d, layer, p, row, length, head, s.head, kChunk);
+    features_of_tokens(d, projection_of(d, layer, head), s.head, kChunk, length, s.projected, s.key);
+    copy_values(d, p, row, length, head, s.value);
+    for (int64_t query_head = head * group; query_head < (head + 1) * group; ++query_head) {
+        prepare_queries(d, layer, p, row, length, head, query_head, s);
+        read_chunk(d, powers, length, s);
+        for (int64_t i = 0; i < length; ++i) {
+            const float *o = s.out + i * e, *mass = is_normalised ? s.mass + i : nullptr;
+            if (!is_finite(o, e) || (mass && !std::isfinite(*mass))) p.spoil(row + i);
+            finish_readout(d, o, mass, p.y + (row + i) * d.query_size() + query_head * dim);
+        }
+    }
+    update_state(d, powers, length, s);
+}
+
+// A prompt's part, with `attend_one(row, length)` for each chunk of it.
+template <class Function>
 static void attend_segment(const Decoder &d, const Layer &layer, const Projected &p,
                            const Segment &segment, int64_t head, const float *state, float *next,
-                           const HeadScratch &s) {
+                           const HeadScratch &s, Function attend_one) {
     const int64_t e = whole_vectors(d.head_dim), m = d.num_features, dim = d.head_dim;
     const bool is_normalised = d.value_dim > dim;
     const float *powers = layer.powers + head * (kChunk + 1);
@@ -264,8 +299,7 @@ static void attend_segment(const Decoder &d, const Layer &layer, const Projected
         s.masses[f] = is_normalised ? masses_of(d, state)[f] : 0.0f;
     }
     for (int64_t start = 0; start < segment.length; start += kChunk) {
-        const int64_t left = segment.length - start;
-        attend_chunk(d, layer, p, segment.start + start, left < kChunk ? left : kChunk, head, s);
+        attend_one(segment.start + start, std::min(segment.length - start, kChunk));
     }
     for (int64_t f = 0; f < m; ++f) {
         std::memcpy(next + f * dim, s.state + f * e, sizeof(float) * dim);

@@ -31,6 +31,14 @@ static void embed(const Decoder &d, int64_t token, float *x) {
     for (int64_t i = 0; i < n; ++i) x[i] = widened(row[i], d.embedding_number);
 }
 
+// What a thread works in while it attends.
+struct ThreadScratch {
+    HeadScratch head;
+    WindowScratch window;
+
+    ThreadScratch(Arena &a, const Decoder &d) : head(a, d), window(a, d) {}
+};
+
 // Everything between two matrix products, for all rows.
 struct StepMemory {
     EncodedRows input, mlp_input, inner;
@@ -53,7 +61,7 @@ struct StepMemory {
         for (float **part : {&attended, &mlp}) *part = a.take<float>(rows * d.hidden_size);
         angles = a.take<float>(rows * d.rotary_dim);
         Arena one(nullptr);
-        HeadScratch(one, d);
+        ThreadScratch(one, d);
         scratch_bytes = one.used();
         scratch = a.take<char>(threads * scratch_bytes);
         row_size = whole_vectors(std::max(widest, d.inner_size));
@@ -200,50 +208,92 @@ private:
         multiply_all<1>({{layer.down, m_.inner, m_.mlp}});
     }
 
+    // One layer's attention: which memory each head of each sequence reads and writes.
+    struct Attention {
+        const Step &step;
+        const Layer &layer;
+        const Projected p;
+        const int64_t index = &layer - step.d_.layers, heads = step.d_.num_kv_heads;
+
+        float *state(int64_t row, int64_t head) const {
+            const int64_t size = step.d_.num_features * step.d_.value_dim;
+            return step.b_.states + index * step.b_.layer_stride + (row * heads + head) * size;
+        }
+        float *cache(int64_t row, int64_t head) const {
+            const int64_t size = step.d_.cache_size();
+            return step.b_.caches + index * step.b_.cache_layer_stride + (row * heads + head) * size;
+        }
+        Pending pending(int64_t decode, int64_t head) const {
+            const Batch &b = step.b_;
+            float *tokens = b.pending + index * b.pending_layer_stride +
+                            (b.pending_rows[decode] * heads + head) * b.pending_head_stride;
+            return {tokens, b.pending_counts[decode], step.d_.num_features, step.d_.head_dim};
+        }
+    };
+
     void attend(const Layer &layer) {
         const PhaseClock clock(b_, kAttention);
-        const Projected p{m_.q, m_.k, m_.v, m_.angles, m_.y, b_.finite};
-        const int64_t heads = d_.num_kv_heads, head_size = d_.num_features * d_.value_dim;
-        const int64_t decodes = b_.num_decodes;
-        const int64_t blocks = (decodes + kFeatureRows - 1) / kFeatureRows;
-        float *states = b_.states + (&layer - d_.layers) * b_.layer_stride;
-        const auto state_of = [&](int64_t r, int64_t head) {
-            return states + (r * heads + head) * head_size;
-        };
-        const auto prepare = [&](int64_t block, int64_t head, const HeadScratch &scratch) {
-            const int64_t first = block * kFeatureRows, end = first + kFeatureRows;
-            prepare_decodes(d_, layer, p, first, end < decodes ? end : decodes, decodes, head,
-                            m_.features, scratch);
-        };
-        float *pending = b_.pending + (&layer - d_.layers) * b_.pending_layer_stride;
-        const auto step = [&](int64_t row, int64_t head, const HeadScratch &scratch) {
-            float *tokens = pending + (b_.pending_rows[row] * heads + head) * b_.pending_head_stride;
-            step_decode(d_, layer, p, row, decodes, head, m_.features, state_of(b_.source[row], head),
-                        state_of(b_.target[row], head),
-                        {tokens, b_.pending_counts[row], d_.num_features, d_.head_dim}, streamed_,
-                        scratch);
-        };
-        team_.for_each((blocks + b_.num_segments) * heads, [&](int64_t task, int member) {
-            const HeadScratch scratch = scratch_of(member);
-            const int64_t i = task / heads, head = task % heads;
+        const Attention a{*this, layer, {m_.q, m_.k, m_.v, b_.positions, m_.angles, m_.y, b_.finite}};
+        const int64_t blocks = (b_.num_decodes + kFeatureRows - 1) / kFeatureRows;
+        team_.for_each((blocks + b_.num_segments) * a.heads, [&](int64_t task, int member) {
+            Arena own(m_.scratch + member * m_.scratch_bytes);
+            const ThreadScratch scratch(own, d_);
+            const int64_t i = task / a.heads, head = task % a.heads;
             if (i < blocks) {
-                prepare(i, head, scratch);
-                const int64_t end = (i + 1) * kFeatureRows;
-                for (int64_t row = i * kFeatureRows; row < (end < decodes ? end : decodes); ++row) {
-                    step(row, head, scratch);
-                }
-                fence();
+                attend_decodes(a, i * kFeatureRows, head, scratch);
             } else {
-                const Segment &segment = b_.segments[i - blocks];
-                attend_segment(d_, layer, p, segment, head, state_of(segment.source, head),
-                               state_of(segment.target, head), scratch);
+                attend_prompt(a, b_.segments[i - blocks], head, scratch);
             }
         });
     }
 
-    HeadScratch scratch_of(int member) const {
-        Arena own(m_.scratch + member * m_.scratch_bytes);
-        return HeadScratch(own, d_);
+    // kFeatureRows decodes at most.
+    void attend_decodes(const Attention &a, int64_t first, int64_t head, const ThreadScratch &scratch) {
+        const int64_t decodes = b_.num_decodes, end = std::min(first + kFeatureRows, decodes);
+        const HeadScratch &s = scratch.head;
+        prepare_decodes(d_, a.layer, a.p, first, end, decodes, head, m_.features, s);
+        if (d_.window > 0) {
+            const auto cache_of = [&](int64_t row) { return a.cache(b_.source[row], head); };
+            prepare_far_keys(d_, a.layer, a.p, first, end, decodes, head, cache_of, m_.features, s);
+        }
+        for (int64_t row = first; row < end; ++row) {
+            const int64_t source = b_.source[row], target = b_.target[row];
+            const float *state = a.state(source, head);
+            float *next = a.state(target, head);
+            if (d_.window > 0) {
+                step_windowed(d_, a.layer, a.p, row, decodes, head, m_.features, state, next,
+                              a.cache(source, head), a.cache(target, head), streamed_, s,
+                              scratch.window);
+            } else {
+                step_decode(d_, a.layer, a.p, row, decodes, head, m_.features, state, next,
+                            a.pending(row, head), streamed_, s);
+            }
+        }
+        fence();
+    }
+
+    void attend_prompt(const Attention &a, const Segment &segment, int64_t head,
+                       const ThreadScratch &scratch) {
+        const HeadScratch &s = scratch.head;
+        const WindowScratch &w = scratch.window;
+        const float *state = a.state(segment.source, head);
+        float *next = a.state(segment.target, head);
+        if (d_.window == 0) {
+            attend_segment(d_, a.layer, a.p, segment, head, state, next, s,
+                           [&](int64_t row, int64_t length) {
+                               attend_chunk(d_, a.layer, a.p, row, length, head, s);
+                           });
+            return;
+        }
+        const int64_t start = b_.positions[segment.start];
+        open_cache(d_, a.cache(segment.source, head), start, w);
+        attend_segment(d_, a.layer, a.p, segment, head, state, next, s,
+                       [&](int64_t row, int64_t length) {
+                           attend_windowed_chunk(d_, a.layer, a.p, row, length, head, s, w);
+                       });
+        if (!close_cache(d_, w, start + segment.length, a.cache(segment.target, head))) {
+            a.p.spoil(segment.start);
+        }
     }
 
     void gate_read_out(const Layer &layer, int64_t row, float *made) {

@@ -151,13 +151,13 @@ static void softmax_of_tokens(const float *x, int64_t n, float sign, int64_t tok
     }
 }
 
-// Features [num_features, kChunk] of a head's tokens [head_dim, kChunk], up to 64 of them, in whole
+// Features [num_features, kChunk] of a head's tokens [head_dim, *], up to 64 of them, in whole
 // vectors. `scratch` holds [projection columns, kChunk].
 static void features_of_tokens(const Decoder &d, const float *projection, const float *head,
-                               int64_t tokens, float *scratch, float *out) {
+                               int64_t head_stride, int64_t tokens, float *scratch, float *out) {
     const int64_t columns = d.projection_columns, whole = whole_vectors(tokens);
     const Strided directions{projection, 1, whole_vectors(columns)};
-    small_product(directions, columns, head, kChunk, d.head_dim, scratch, kChunk, whole);
+    small_product(directions, columns, head, head_stride, d.head_dim, scratch, kChunk, whole);
     softmax_of_tokens(scratch, columns, 1.0f, whole, out);
     if (d.negated_half) softmax_of_tokens(scratch, columns, -1.0f, whole, out + columns * kChunk);
 }

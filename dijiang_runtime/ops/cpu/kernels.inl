@@ -13,6 +13,7 @@
 #include "recurrent_step.inl"
 #include "features.inl"
 #include "attention.inl"
+#include "window.inl"
 #include "decoder.inl"
 #include "adjust.inl"
 #include "sampling.inl"

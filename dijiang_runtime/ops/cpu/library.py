@@ -55,7 +55,7 @@ class LayerStruct(_Struct):
     _fields_ = [
         *_fields(NormStruct, "attention_norm mlp_norm readout_norm query_norm key_norm"),
         *_fields(MatrixStruct, "q k v gate o up mlp_gate down"),
-        *_fields(c_void_p, "projection powers"),
+        *_fields(c_void_p, "projection powers window_mix window_mix_query"),
     ]
 
 
@@ -65,9 +65,9 @@ class DecoderStruct(_Struct):
             c_int64,
             "num_layers hidden_size inner_size num_heads num_kv_heads head_dim num_features "
             "projection_columns projection_stride value_dim rotary_dim norm activation norm_first "
-            "parallel_residual negated_half num_groups format",
+            "parallel_residual negated_half num_groups format window sinks",
         ),
-        *_fields(c_double, "norm_eps group_eps query_scale"),
+        *_fields(c_double, "norm_eps group_eps query_scale score_scale"),
         *_fields(c_void_p, "rotary_frequencies embedding"),
         ("embedding_number", c_int64),
         ("final_norm", NormStruct),
@@ -81,6 +81,8 @@ class BatchStruct(_Struct):
         *_fields(c_int64, "num_rows num_decodes num_segments"),
         *_fields(c_void_p, "source target segments states"),
         ("layer_stride", c_int64),
+        ("caches", c_void_p),
+        ("cache_layer_stride", c_int64),
         *_fields(c_void_p, "finite pending"),
         *_fields(c_int64, "pending_layer_stride pending_head_stride"),
         *_fields(c_void_p, "pending_rows pending_counts nanoseconds"),

@@ -46,19 +46,23 @@ struct Layer {
     Matrix q, k, v, gate, o, up, mlp_gate, down;  // Absent ones have no panels.
     const float *projection;  // Feature map, [heads or 1, head_dim, padded columns]
     const float *powers;      // decay to the power 0 ... 64, [kv_heads, 65]
+    const float *window_mix;  // Where there is a window, [heads], and what a query adds to it:
+    const float *window_mix_query;  // [heads, head_dim]
 };
 
 struct Decoder {
     int64_t num_layers, hidden_size, inner_size, num_heads, num_kv_heads, head_dim;
     int64_t num_features, projection_columns, projection_stride, value_dim, rotary_dim;
     int64_t norm, activation, norm_first, parallel_residual, negated_half, num_groups, format;
-    double norm_eps, group_eps, query_scale;
+    int64_t window, sinks;  // Tokens; 0: all attention is linear.
+    double norm_eps, group_eps, query_scale, score_scale;  // Scores of the window have another scale.
     const double *rotary_frequencies;
     const void *embedding;     // [vocabulary, hidden_size]; null where the caller fills x.
     int64_t embedding_number;  // What it is made of: see Number.
     NormWeights final_norm;
     const Layer *layers;
 
+    int64_t cache_size() const { return 2 * (sinks + window) * head_dim; }  // Of one head.
     int64_t query_size() const { return num_heads * head_dim; }
     int64_t value_size() const { return num_kv_heads * head_dim; }
 };
@@ -76,6 +80,8 @@ enum Phase : int64_t { kProducts = 0, kAttention = 1, kRows = 2, kNumPhases = 3 
 // the target rows of states [num_layers, *, num_kv_heads, num_features, value_dim]. A decode whose
 // target is its source keeps its state; its token goes to `pending`, after those that are there:
 // [num_layers, *, num_kv_heads, *, num_features + head_dim], the features of the key and the value.
+// Of a model with a window, `caches` has the same rows as the states and is written like them; its
+// decodes leave no token pending: [num_layers, *, num_kv_heads, 2, sinks + window, head_dim].
 struct Batch {
     float *x;
     const int64_t *token_ids;
@@ -85,6 +91,8 @@ struct Batch {
     const Segment *segments;
     float *states;
     int64_t layer_stride;  // Floats of one layer's states.
+    float *caches;
+    int64_t cache_layer_stride;
     uint8_t *finite;       // [rows], set by the caller; cleared where a state, a read-out or x is not.
     float *pending;
     int64_t pending_layer_stride, pending_head_stride;
