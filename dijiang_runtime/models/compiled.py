@@ -47,12 +47,6 @@ def is_covered(config: ModelConfig) -> bool:
     return attention.feature_map == "softmax" and not attention.decay_tables
 
 
-def num_pending_tokens(config: ModelConfig) -> int:
-    """Tokens that the states of such a model may lag behind. A window's keys and values change with
-    every token, so its states are written with them."""
-    return 0 if config.attention.window else NUM_PENDING_TOKENS
-
-
 def prepare(model: Decoder, weight_format: WeightFormat) -> "Decoder | CompiledDecoder":
     """Pack a model's matrices, in place, and compile its step where the kernels cover it."""
     context = cpu.context()
@@ -68,11 +62,11 @@ class CompiledDecoder:
     """What the engine needs of a decoder. Rows need no tiles: their bits never depend on others."""
 
     needs_tiles = False
+    num_pending_tokens = NUM_PENDING_TOKENS
 
     def __init__(self, model: Decoder, context: Context) -> None:
         """`model` has packed matrices and a config that is covered."""
         self.config = model.config
-        self.num_pending_tokens = num_pending_tokens(model.config)
         self.context = context
         self.model = model
         self._kept: list[object] = []  # What the kernels' structures point to.

@@ -52,6 +52,15 @@ class AttentionConfig:
     sinks: int = 0
     """First tokens of a sequence that stay in the softmax for good."""
 
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens whose keys and values are kept: sinks, the window, and the one that left it last.
+
+        So a step writes its token where it reads none: it may be repeated, and a state that is not
+        copied stays as good as one that is.
+        """
+        return self.sinks + self.window + 1 if self.window else 0
+
     def __post_init__(self) -> None:
         if self.window < 0 or self.sinks < 0 or (self.sinks and not self.window):
             raise UnsupportedModelError(
@@ -135,7 +144,7 @@ class ModelConfig:
             num_heads=self.num_kv_heads,
             key_dim=self.attention.num_features,
             value_dim=self.head_dim + extra,
-            cache_tokens=self.attention.window + self.attention.sinks,
+            cache_tokens=self.attention.cache_tokens,
             head_dim=self.head_dim,
         )
 
@@ -195,7 +204,7 @@ class StateSpec:
     key_dim: int
     value_dim: int
     cache_tokens: int = 0
-    """Window and sinks."""
+    """`AttentionConfig.cache_tokens`."""
     head_dim: int = 0
 
     @property

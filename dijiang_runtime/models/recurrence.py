@@ -111,7 +111,7 @@ class PooledRecurrence:
             prefills: Parts of prompts, in batch order, after the decodes. Rows that belong to
                 neither are padding: their read-out is 0.
             caches: Keys and values of the windows, of a model that has them. Shape
-                [layers, rows, H, 2, S + W, d], float32; rows as in `states`.
+                [layers, rows, H, 2, S + W + 1, d], float32; rows as in `states`.
             pending: Of a model that leaves tokens pending. A decode whose target is its source
                 keeps its state and adds its token to them; another one takes all of them in.
         """

@@ -9,6 +9,7 @@ from torch import Tensor
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models import compiled
 from dijiang_runtime.models.compiled import (
+    NUM_PENDING_TOKENS,
     CompiledDecoder,
     compile_packed,
     prepare,
@@ -78,8 +79,7 @@ def _alone(model: Decoder | CompiledDecoder) -> Decoder | CompiledDecoder:
 
 def num_pending_tokens(config: ModelConfig) -> int:
     """Tokens that states may lag behind where the CPU serves such a model."""
-    is_compiled = cpu.is_available() and compiled.is_covered(config)
-    return compiled.num_pending_tokens(config) if is_compiled else 0
+    return NUM_PENDING_TOKENS if cpu.is_available() and compiled.is_covered(config) else 0
 
 
 def packing_of(device: torch.device, dtype: DtypeChoice) -> WeightFormat | None:

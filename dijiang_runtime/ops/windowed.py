@@ -13,8 +13,9 @@ One normalizer for both, as in LoLCATs: how much the far tokens matter is decide
 and without far tokens this is softmax attention exactly. `mix` is the logarithm of the far tokens'
 scale. Far tokens go through the same recurrence as everywhere, W tokens late.
 
-The cache of a sequence, [2, S + W, d], holds keys and values as the parent has them (rotated):
-position p < S in slot p, and any position p in slot S + p mod W. Its size never changes.
+The cache of a sequence, [2, S + W + 1, d], holds keys and values as the parent has them (rotated):
+position p < S in slot p, and any position p in slot S + p mod (W + 1). Its size never changes. A
+token overwrites the one before the one that leaves the window with it, which nothing reads.
 """
 
 import dataclasses
@@ -104,7 +105,7 @@ def chunk(
     Args:
         x: Leading dimensions [B, T].
         state: Of the linear part, the last value column for the normalizer. [B, H, K, d + 1].
-        cache: Keys and values of the sinks and the last W tokens. [B, H, 2, S + W, d].
+        cache: Keys and values of the sinks and the last W + 1 tokens. [B, H, 2, S + W + 1, d].
         start: Position of the first token, negative by the number of rows that are padding.
             Shape [B], int64.
         chunk_size: Tokens handled at once. Changes the speed, not the result.
@@ -113,10 +114,11 @@ def chunk(
         The outputs [B, T, Hq, d], and state and cache after the last token.
     """
     length, window, sinks = x.q.shape[1], x.window, x.sinks
+    ring = cache.shape[3] - sinks
     new = torch.stack([x.k, x.v], dim=3).permute(0, 2, 3, 1, 4)  # [B, H, 2, T, d]
     # Positions start - W, ..., start + T - 1, in order.
     before = start[:, None] + torch.arange(-window, 0, device=start.device)
-    recent = torch.cat([_pick(cache, sinks + before % window), new], dim=3)
+    recent = torch.cat([_pick(cache, sinks + before % ring), new], dim=3)
     pinned = _sinks_after(cache[..., :sinks, :], new, start)
 
     is_far = start[:, None] + torch.arange(length, device=start.device) - window >= sinks
@@ -128,10 +130,13 @@ def chunk(
     o = attend_near(x.q, x.mix, recent, pinned, start, linear, chunk_size)
 
     last = start[:, None] + length - 1
-    slots = torch.arange(window, device=start.device)
-    newest = last - (last - slots) % window  # The position that slot S + s now holds.
-    ring = _pick(recent, newest - start[:, None] + window)
-    return o, state, torch.cat([pinned, ring], dim=3)
+    newest = _held(last, ring)
+    return o, state, torch.cat([pinned, _pick(recent, newest - start[:, None] + window)], dim=3)
+
+
+def _held(last: Tensor, ring: int) -> Tensor:
+    """The position in each slot of the ring after the positions `last` [B, 1]. [B, ring]."""
+    return last - (last - torch.arange(ring, device=last.device)) % ring
 
 
 def _pick(cache: Tensor, index: Tensor) -> Tensor:
@@ -161,7 +166,7 @@ def step(
     Args:
         x: Leading dimension [B].
         positions: Of the tokens. [B], int64.
-        caches: All caches of a layer. Shape [rows, H, 2, S + W, d], written in place.
+        caches: All caches of a layer. Shape [rows, H, 2, S + W + 1, d], written in place.
         source: The row of `caches` with the cache before this token. Shape [B], int64.
         target: The row that receives the one after it. Shape [B], int64.
         linear_step: Given φ(q), φ(k) and values with ones, takes the linear part's step.
@@ -170,10 +175,11 @@ def step(
         The outputs, shape [B, Hq, d].
     """
     heads, window, sinks = x.k.shape[1], x.window, x.sinks
-    cache = caches[source]  # [B, H, 2, S + W, d], a copy
+    cache = caches[source]  # [B, H, 2, S + W + 1, d], a copy
+    ring = cache.shape[3] - sinks
     rows = torch.arange(len(source), device=source.device)
-    slot = sinks + positions % window
-    old = cache[rows, :, :, slot]  # [B, H, 2, d]
+    slot = sinks + positions % ring
+    old = cache[rows, :, :, sinks + (positions - window) % ring]  # [B, H, 2, d]
     is_far = positions - window >= sinks
     phi = _features_of_rows(x, old[:, :, 0]) * is_far[:, None, None]
     linear = linear_step(x.phi_q, phi, with_ones(old[:, :, 1])).unflatten(1, (heads, -1))
@@ -184,10 +190,9 @@ def step(
     cache[rows, :, :, torch.where(positions < sinks, positions, slot)] = new
     caches[target] = cache
 
-    entry = torch.arange(sinks + window, device=source.device)
-    is_seen = torch.where(
-        entry < sinks, entry <= positions[:, None] - window, entry - sinks <= positions[:, None]
-    )
+    leaving = positions[:, None] - window
+    pinned, held = torch.arange(sinks, device=source.device), _held(positions[:, None], ring)
+    is_seen = torch.cat([pinned <= leaving, (held > leaving) & (held >= 0)], dim=1)
     q = x.q.unflatten(1, (heads, -1))  # [B, H, G, d]
     keys, values = cache[:, :, None, 0], cache[:, :, 1]
     scores = (q.unsqueeze(-2) * keys).sum(dim=-1)

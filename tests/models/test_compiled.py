@@ -84,6 +84,7 @@ def run(
         hidden = model.hidden(ids[rows], positions[rows].contiguous(), recurrence)
         others = [row for row in range(6) if row != wrote or row == source]
         assert torch.equal(states[:, others], before[:, others])
+        others = [row for row in range(6) if row != wrote]
         assert torch.equal(caches[:, others], caches_before[:, others])
         assert torch.equal(store[:, [0, 2]], pending_before[:, [0, 2]])
         assert recurrence.finite_rows().all()
@@ -215,21 +216,24 @@ def test_a_decode_has_the_same_bits_among_so_many_that_states_go_past_the_caches
         assert torch.equal(caches_alone[:, 2 * row + 1], caches[:, 2 * row + 1])
 
 
-def test_a_decode_that_is_repeated_from_the_same_state_has_the_same_bits() -> None:
+@pytest.mark.parametrize("name", ["gpt_neox", "window", "wide-sinks"])
+def test_a_decode_that_is_repeated_from_the_same_state_has_the_same_bits(name: str) -> None:
     """A step that failed is run again, whether or not it left its token pending."""
-    model = prepare(make_decoder(), "int8")
+    model = prepare(make_decoder(**FAMILIES[name]), "int8")
     assert isinstance(model, CompiledDecoder)
     spec = model.config.state
-    states = torch.rand(spec.state_shape(2))
+    states, caches = torch.rand(spec.state_shape(2)), torch.rand(spec.cache_shape(2))
     store = torch.rand(spec.pending_shape(1, 3))
     zero = torch.tensor([0])
-    for num_left, target in ((0, 0), (2, 0), (3, 1)):
+    # The second one is a sink, and at the last ones a token leaves the window.
+    for position, num_left, target in ((9, 0, 0), (2, 2, 0), (90, 2, 0), (91, 3, 1)):
         pending = PendingTokens(store, zero, torch.tensor([num_left]))
         outcomes = []
         for _ in range(2):
-            recurrence = PooledRecurrence(states, zero, torch.tensor([target]), pending=pending)
-            hidden = model.hidden(torch.tensor([5]), torch.tensor([9]), recurrence)
-            outcomes.append((hidden, states.clone(), store.clone()))
+            places = zero, torch.tensor([target])
+            recurrence = PooledRecurrence(states, *places, (), caches, pending)
+            hidden = model.hidden(torch.tensor([5]), torch.tensor([position]), recurrence)
+            outcomes.append((hidden, states.clone(), caches.clone(), store.clone()))
         for first, second in zip(*outcomes, strict=True):
             assert torch.equal(first, second)
 

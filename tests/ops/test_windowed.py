@@ -55,7 +55,7 @@ def truth(x: WindowInputs) -> Tensor:
 def empty(x: WindowInputs, rows: int = 1) -> tuple[Tensor, Tensor]:
     heads, dim = x.k.shape[-2:]
     state = x.k.new_zeros(rows, heads, x.phi_q.shape[-1], dim + 1)
-    return state, x.k.new_zeros(rows, heads, 2, x.sinks + x.window, dim)
+    return state, x.k.new_zeros(rows, heads, 2, x.sinks + x.window + 1, dim)
 
 
 def in_parts(x: WindowInputs, cuts: list[int], **options: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +187,7 @@ def test_gradients_agree_with_float64_autograd_of_the_formula() -> None:
 def test_a_cache_has_one_size_at_any_length() -> None:
     x = inputs(200)
     shapes = {in_parts(x.rows(slice(0, n)), [n])[2].shape for n in (1, 20, 21, 200)}
-    assert shapes == {(1, 2, 2, SINKS + WINDOW, 8)}
+    assert shapes == {(1, 2, 2, SINKS + WINDOW + 1, 8)}
 
 
 def test_memory_grows_with_the_length_not_with_its_square() -> None:

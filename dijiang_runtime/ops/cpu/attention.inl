@@ -126,8 +126,23 @@ static void prepare_decodes(const Decoder &d, const Layer &layer, const Projecte
     features(d, projection, keys, key_stride, rows, s.projected, to.key + place * m, m);
 }
 
-// One head of one decode, whose features are ready. Where its state stays where it is, the token is
-// left pending.
+// One head of one decode: read-outs and masses, in `s`, and whether they are finite. They sum over the
+// whole of the next state, so they are finite only if the state is. Where it stays where it is, the
+// token is left pending.
+static bool step_state(const Decoder &d, const float *state, float *next, const HeadInput &in,
+                       bool streamed, const HeadScratch &s) {
+    const bool is_normalised = d.value_dim > d.head_dim;
+    if (state == next) {
+        step_pending(state, is_normalised ? masses_of(d, state) : nullptr, in, s.out, s.mass);
+    } else {
+        step_head(state, next, in, s.out, streamed);
+        if (is_normalised) step_mass(masses_of(d, state), masses_of(d, next), in, s.mass);
+    }
+    return is_finite(s.out, in.group * in.value_dim) &&
+           (!is_normalised || is_finite(s.mass, in.group));
+}
+
+// One head of one decode, whose features are ready.
 static void step_decode(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
                         int64_t num_decodes, int64_t head, const DecodeFeatures &from,
                         const float *state, float *next, const Pending &pending, bool streamed,
@@ -142,19 +157,11 @@ static void step_decode(const Decoder &d, const Layer &layer, const Projected &p
                        m,
                        dim,
                        pending};
-    float *out = s.out, *mass = s.mass;
-    const bool is_normalised = d.value_dim > dim;
-    if (state == next) {
-        step_pending(state, is_normalised ? masses_of(d, state) : nullptr, in, out, mass);
-    } else {
-        step_head(state, next, in, out, streamed);
-        if (is_normalised) step_mass(masses_of(d, state), masses_of(d, next), in, mass);
-    }
-    // They sum over the whole of the next state, so they are finite only if the state is.
-    if (!is_finite(out, group * dim) || (is_normalised && !is_finite(mass, group))) p.spoil(row);
+    if (!step_state(d, state, next, in, streamed, s)) p.spoil(row);
     float *y = p.y + row * d.query_size() + head * group * dim;
     for (int64_t g = 0; g < group; ++g) {
-        finish_readout(d, out + g * dim, is_normalised ? mass + g : nullptr, y + g * dim);
+        const float *mass = d.value_dim > dim ? s.mass + g : nullptr;
+        finish_readout(d, s.out + g * dim, mass, y + g * dim);
     }
 }
 

@@ -220,7 +220,7 @@ private:
             return step.b_.states + index * step.b_.layer_stride + (row * heads + head) * size;
         }
         float *cache(int64_t row, int64_t head) const {
-            const int64_t size = step.d_.cache_size();
+            const int64_t size = 2 * step.d_.cache_size();
             return step.b_.caches + index * step.b_.cache_layer_stride + (row * heads + head) * size;
         }
         Pending pending(int64_t decode, int64_t head) const {
@@ -262,8 +262,8 @@ private:
             float *next = a.state(target, head);
             if (d_.window > 0) {
                 step_windowed(d_, a.layer, a.p, row, decodes, head, m_.features, state, next,
-                              a.cache(source, head), a.cache(target, head), streamed_, s,
-                              scratch.window);
+                              a.cache(source, head), a.cache(target, head), a.pending(row, head),
+                              streamed_, s, scratch.window);
             } else {
                 step_decode(d_, a.layer, a.p, row, decodes, head, m_.features, state, next,
                             a.pending(row, head), streamed_, s);

@@ -62,7 +62,8 @@ struct Decoder {
     NormWeights final_norm;
     const Layer *layers;
 
-    int64_t cache_size() const { return 2 * (sinks + window) * head_dim; }  // Of one head.
+    // Of the keys, or the values, of one head: sinks, the window, and the token that left it last.
+    int64_t cache_size() const { return (sinks + window + 1) * head_dim; }
     int64_t query_size() const { return num_heads * head_dim; }
     int64_t value_size() const { return num_kv_heads * head_dim; }
 };
@@ -80,8 +81,9 @@ enum Phase : int64_t { kProducts = 0, kAttention = 1, kRows = 2, kNumPhases = 3 
 // the target rows of states [num_layers, *, num_kv_heads, num_features, value_dim]. A decode whose
 // target is its source keeps its state; its token goes to `pending`, after those that are there:
 // [num_layers, *, num_kv_heads, *, num_features + head_dim], the features of the key and the value.
-// Of a model with a window, `caches` has the same rows as the states and is written like them; its
-// decodes leave no token pending: [num_layers, *, num_kv_heads, 2, sinks + window, head_dim].
+// Of a model with a window, `caches` has the same rows as the states and is written like them, except
+// that a decode writes its token in any case: [num_layers, *, num_kv_heads, 2, sinks + window + 1,
+// head_dim].
 struct Batch {
     float *x;
     const int64_t *token_ids;

@@ -4,17 +4,20 @@
 //     o = (sum_j e^(q k_j) v_j + e^mix far) / (sum_j e^(q k_j) + e^mix mass)        j near
 //
 // `far` and `mass` are the sums of the linear part, which takes tokens in W positions late. The cache
-// of a head, [2, S + W, head_dim], holds keys and values, rotated: position p < S in place p, and any
-// position p in place S + p mod W.
+// of a head, [2, S + W + 1, head_dim], holds keys and values, rotated: position p < S in place p, and
+// any position p in place S + p mod (W + 1). So a token overwrites none that its step reads, and the
+// step may be repeated.
 
-static inline int64_t cache_places(const Decoder &d) { return d.sinks + d.window; }
-
-// Where a token is in the window.
 static inline int64_t ring_place(const Decoder &d, int64_t position) {
-    return d.sinks + position % d.window;
+    return d.sinks + position % (d.window + 1);
 }
 
-// A token that has left the window at this position, and that is no sink.
+// Of the token W positions before, which leaves the window.
+static inline int64_t leaving_place(const Decoder &d, int64_t position) {
+    return ring_place(d, position + 1);
+}
+
+// Whether that is a token at all, and no sink.
 static inline bool has_far_token(const Decoder &d, int64_t position) {
     return position - d.window >= d.sinks;
 }
@@ -86,7 +89,7 @@ static void prepare_far_keys(const Decoder &d, const Layer &layer, const Project
     const int64_t dim = d.head_dim, m = d.num_features;
     float *out = to.key + (head * num_decodes + first) * m;
     for (int64_t row = first; row < end; ++row) {
-        const float *key = cache_of(row) + ring_place(d, p.positions[row]) * dim;
+        const float *key = cache_of(row) + leaving_place(d, p.positions[row]) * dim;
         std::memcpy(s.head + (row - first) * dim, key, sizeof(float) * dim);
     }
     features(d, projection_of(d, layer, head), s.head, dim, end - first, s.projected, out, m);
@@ -96,11 +99,11 @@ static void prepare_far_keys(const Decoder &d, const Layer &layer, const Project
     }
 }
 
-// The cache with the token at this position in place of the one that leaves.
+// The cache with the token at this position. `next` may be `cache`.
 static void renew_cache(const Decoder &d, const float *cache, int64_t position, const float *key,
                         const float *value, float *next) {
-    const int64_t dim = d.head_dim, half = cache_places(d) * dim;
-    std::memcpy(next, cache, sizeof(float) * 2 * half);
+    const int64_t dim = d.head_dim, half = d.cache_size();
+    if (next != cache) std::memcpy(next, cache, sizeof(float) * 2 * half);
     const auto put = [&](int64_t place) {
         std::memcpy(next + place * dim, key, sizeof(float) * dim);
         std::memcpy(next + half + place * dim, value, sizeof(float) * dim);
@@ -109,30 +112,39 @@ static void renew_cache(const Decoder &d, const float *cache, int64_t position, 
     if (position < d.sinks) put(position);
 }
 
+constexpr int64_t kKeysAhead = 16;
+
 // What a decode reads of its cache, its own token included, and whether all of that is finite: the
 // score of an infinite key may be -infinity, which leaves no trace in a sum.
 static bool read_cache(const Decoder &d, const float *query, float mix, const float *cache,
                        int64_t position, const float *linear, float mass, const WindowScratch &w,
                        float *y) {
-    const int64_t dim = d.head_dim, places = cache_places(d);
+    const int64_t dim = d.head_dim, places = d.sinks + d.window + 1;
+    const int64_t leaving = leaving_place(d, position);
     const float scale = static_cast<float>(d.score_scale);
+    const float *values = cache + places * dim;
     float spoilt = 0.0f;  // NaN once a score is not finite.
     for (int64_t j = 0; j < whole_vectors(places); ++j) {
-        const bool is_seen = j < d.sinks ? j <= position - d.window : j - d.sinks <= position;
+        const bool is_there = j < d.sinks ? j <= position - d.window : j - d.sinks <= position;
         w.weights[j] = kNone;
-        if (j >= places || !is_seen) continue;
+        // Keys a little ahead, and the values that are read after them.
+        for (int64_t i = 0; i < dim; i += kLanes) {
+            prefetch(cache + (j + kKeysAhead) * dim + i);
+            prefetch(values + j * dim + i);
+        }
+        if (j >= places || j == leaving || !is_there) continue;
         w.weights[j] = scale * dot(query, cache + j * dim, dim);
         spoilt += 0.0f * w.weights[j];
     }
     const Shares shares = weigh(w.weights, whole_vectors(places), mix, mass);
-    const float *values = cache + places * dim;
-    for_lanes(dim, [&](int64_t i, int64_t n) {
-        Vec total = broadcast(0.0f);
-        for (int64_t j = 0; j < places; ++j) {
-            total = fma(broadcast(w.weights[j]), load_some(values + j * dim + i, n), total);
-        }
-        store(w.out + i, total);
-    });
+    std::memset(w.out, 0, sizeof(float) * dim);
+    for (int64_t j = 0; j < places; ++j) {
+        const Vec weight = broadcast(w.weights[j]);
+        for_lanes(dim, [&](int64_t i, int64_t n) {
+            const Vec sum = fma(weight, load_some(values + j * dim + i, n), load_some(w.out + i, n));
+            store_some(w.out + i, n, sum);
+        });
+    }
     mix_in_far(d, w.out, shares, linear, y);
     return spoilt == 0.0f && is_finite(y, dim);
 }
@@ -141,23 +153,21 @@ static bool read_cache(const Decoder &d, const float *query, float mix, const fl
 static void step_windowed(const Decoder &d, const Layer &layer, const Projected &p, int64_t row,
                           int64_t num_decodes, int64_t head, const DecodeFeatures &from,
                           const float *state, float *next, const float *cache, float *next_cache,
-                          bool streamed, const HeadScratch &s, const WindowScratch &w) {
+                          const Pending &pending, bool streamed, const HeadScratch &s,
+                          const WindowScratch &w) {
     const int64_t group = d.num_heads / d.num_kv_heads, dim = d.head_dim, m = d.num_features;
     const int64_t place = head * num_decodes + row, position = p.positions[row];
-    const int64_t leaving = cache_places(d) + ring_place(d, position);
     const HeadInput in{from.query + place * group * m,
                        from.key + place * m,
-                       cache + leaving * dim,
+                       cache + d.cache_size() + leaving_place(d, position) * dim,
                        layer.powers + head * (kChunk + 1),
                        group,
                        m,
                        dim,
-                       {nullptr, 0, m, dim}};
-    step_head(state, next, in, s.out, streamed);
-    step_mass(masses_of(d, state), masses_of(d, next), in, s.mass);
+                       pending};
+    bool finite = step_state(d, state, next, in, streamed, s);
     const int64_t of_key = row * d.value_size() + head * dim;
     renew_cache(d, cache, position, p.k + of_key, p.v + of_key, next_cache);
-    bool finite = is_finite(s.out, group * dim) && is_finite(s.mass, group);
     for (int64_t g = 0; g < group; ++g) {
         const int64_t query_head = head * group + g, of_query = row * d.query_size() + query_head * dim;
         const float *query = p.q + of_query;
@@ -171,7 +181,7 @@ static void step_windowed(const Decoder &d, const Layer &layer, const Projected 
 
 // The band and the sinks before the token at this position.
 static void open_cache(const Decoder &d, const float *cache, int64_t position, const WindowScratch &w) {
-    const int64_t dim = d.head_dim, e = whole_vectors(dim), half = cache_places(d) * dim;
+    const int64_t dim = d.head_dim, e = whole_vectors(dim), half = d.cache_size();
     std::memset(w.keys, 0, sizeof(float) * dim * w.band);
     std::memset(w.values, 0, sizeof(float) * w.band * e);
     std::memset(w.sink_keys, 0, sizeof(float) * dim * w.sinks);
@@ -192,7 +202,7 @@ static void open_cache(const Decoder &d, const float *cache, int64_t position, c
 
 // The cache before the token at this position, and whether all of it is finite.
 static bool close_cache(const Decoder &d, const WindowScratch &w, int64_t position, float *cache) {
-    const int64_t dim = d.head_dim, e = whole_vectors(dim), half = cache_places(d) * dim;
+    const int64_t dim = d.head_dim, e = whole_vectors(dim), half = d.cache_size();
     std::memset(cache, 0, sizeof(float) * 2 * half);
     const auto put = [&](int64_t place, const float *keys, int64_t stride, const float *value) {
         float *key = cache + place * dim;
