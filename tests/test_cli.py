@@ -320,8 +320,8 @@ def test_inspect_counts_the_window_as_state(make_tiny_model: Callable[..., Path]
     folder = make_tiny_model(preset="dijiang+window", attention=attention)
     facts = json.loads(invoke("inspect", folder, "--json"))
     assert (facts["window"], facts["sinks"]) == (64, 4)
-    # As above, and keys and values of 68 tokens.
-    assert facts["state_bytes"] == 2 * 4 * (32 * (16 + 1) + 2 * 68 * 16) * 4
+    # As above, and keys and values of the window, the sinks and one more.
+    assert facts["state_bytes"] == 2 * 4 * (32 * (16 + 1) + 2 * (64 + 4 + 1) * 16) * 4
     assert "last 64 tokens" in invoke("inspect", folder)
 
 

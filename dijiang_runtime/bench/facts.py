@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.models.config import ModelConfig
+from dijiang_runtime.models.config import ModelConfig, Preset
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.families import config_from_parent
 from dijiang_runtime.models.packed import num_parameters, weight_bytes, weight_format_of
@@ -25,7 +25,7 @@ SHAPES = {
 }
 
 
-def shape_config(name: str) -> ModelConfig:
+def shape_config(name: str, preset: Preset = "dijiang") -> ModelConfig:
     """The DiJiang model that a published Pythia shape becomes."""
     if name not in SHAPES:
         known = ", ".join(SHAPES)
@@ -41,7 +41,7 @@ def shape_config(name: str) -> ModelConfig:
         "max_position_embeddings": 2048,
         "rotary_pct": 0.25,
     }
-    return config_from_parent(hf, "dijiang")
+    return config_from_parent(hf, preset)
 
 
 def describe_model(model: Decoder) -> dict[str, Any]:

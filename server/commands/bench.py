@@ -10,7 +10,7 @@ from server.commands.bench_neighbours import bench_neighbours
 from server.commands.bench_peers import bench_ratios
 from server.commands.bench_phases import bench_phases
 from server.commands.bench_training import bench_training
-from server.commands.common import fail, log_plainly, model_folder
+from server.commands.common import PresetName, fail, log_plainly, model_folder
 
 if TYPE_CHECKING:
     from dijiang_runtime.models.serving import ServingModel
@@ -24,6 +24,9 @@ def bench(
         str,
         typer.Option(help="A published Pythia shape, with random weights: pythia-70m to -6.9b."),
     ] = "pythia-70m",
+    preset: Annotated[
+        PresetName, typer.Option(help="What attention --shape has in place of the parent's.")
+    ] = PresetName.DIJIANG,
     device: Annotated[str, typer.Option(help="Where the model runs: auto, cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Of the weights: auto (what serve takes), float32, bfloat16, int8.")
@@ -125,6 +128,7 @@ def bench(
             bench_ratios(
                 console,
                 shape,
+                preset,
                 dtype,
                 where,
                 points,
@@ -136,7 +140,7 @@ def bench(
                 plot,
             )
             return
-        decoder = load(model, shape, dtype, where)
+        decoder = load(model, shape, preset, dtype, where)
         if neighbours:
             status.stop()
             bench_neighbours(console, decoder, model, rounds, json_file)
@@ -144,7 +148,7 @@ def bench(
         if phases:
             bench_phases(console, status, decoder, rounds, json_file)
             return
-        name = model.name if model else f"{shape}, random weights"
+        name = model.name if model else shape_name(shape, preset)
         result = measure_engine(status, decoder, name, rounds, full=full)
     # The kernels' own; torch is left with one.
     result["machine"]["threads"] = num_threads
@@ -184,7 +188,14 @@ def parse_point(text: str) -> tuple[int, int]:
     return int(batch), int(position)
 
 
-def load(model: Path | None, shape: str, dtype: Any, device: Any) -> "ServingModel":
+def shape_name(shape: str, preset: PresetName) -> str:
+    of_preset = "" if preset is PresetName.DIJIANG else f"{preset}, "
+    return f"{shape}, {of_preset}random weights"
+
+
+def load(
+    model: Path | None, shape: str, preset: PresetName, dtype: Any, device: Any
+) -> "ServingModel":
     """A folder's model or a shape's, on a torch device."""
     from dijiang_runtime.bench.facts import shape_config
     from dijiang_runtime.bench.random_models import random_serving_model
@@ -192,4 +203,4 @@ def load(model: Path | None, shape: str, dtype: Any, device: Any) -> "ServingMod
 
     if model is not None:
         return load_for_serving(model_folder(model), device, dtype)[0]
-    return random_serving_model(shape_config(shape), device, dtype)
+    return random_serving_model(shape_config(shape, preset.value), device, dtype)

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from server.commands.common import PresetName
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
@@ -27,6 +29,7 @@ PREFILL_SHARES = {"of matrix peak": "matrix_share", "its projections": "projecti
 def bench_ratios(
     console: "Console",
     shape: str,
+    preset: PresetName,
     dtype: Any,
     device: Any,
     points: tuple[tuple[int, int], ...],
@@ -46,15 +49,15 @@ def bench_ratios(
     from dijiang_runtime.bench.ratios import RatioBench, RatioOptions
     from dijiang_runtime.models.packed import weight_bytes, weight_format_of
     from dijiang_runtime.models.serving import decoder_of
-    from server.commands.bench import load
+    from server.commands.bench import load, shape_name
 
     threads = torch.get_num_threads()
-    model: ServingModel = load(None, shape, dtype, device)
+    model: ServingModel = load(None, shape, preset, dtype, device)
     decoder = decoder_of(model)
     measure = CeilingMeter(
         weight_format_of(decoder), weight_bytes(decoder), threads=threads, device=device
     )
-    config = shape_config(shape)
+    config = shape_config(shape, preset.value)
     furthest = max([position for _, position in points] + list(prefills)) + CONTEXT_SLACK
     options = RatioOptions(decodes=points, prefills=prefills, rounds=rounds)
     with ExitStack() as stack, console.status("Starting peers") as status:
@@ -67,7 +70,7 @@ def bench_ratios(
             others.append(stack.enter_context(peer))
         bench = RatioBench(model, options, measure, partial(_show, status))
         result = bench.run(others)
-    result["model"]["name"] = f"{shape}, random weights"
+    result["model"]["name"] = shape_name(shape, preset)
     result["machine"]["threads"] = threads
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

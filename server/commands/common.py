@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,6 +16,13 @@ DEMO_MODEL_NAME = "dijiang-demo"
 
 TRACEBACK_VARIABLE = "DIJIANG_TRACEBACK"
 """Set, it shows where a command failed."""
+
+
+class PresetName(StrEnum):
+    DIJIANG = "dijiang"
+    OFFICIAL = "official"
+    WINDOW = "dijiang+window"
+
 
 ModelArgument = Annotated[
     Path | None,

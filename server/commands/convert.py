@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.commands.common import fail
+from server.commands.common import PresetName, fail
 
 if TYPE_CHECKING:
     from dijiang_runtime.conversion.report import ConversionReport
@@ -26,12 +26,6 @@ class DtypeName(StrEnum):
 class QuantizeName(StrEnum):
     INT8 = "int8"
     BFLOAT16 = "bfloat16"
-
-
-class PresetName(StrEnum):
-    DIJIANG = "dijiang"
-    OFFICIAL = "official"
-    WINDOW = "dijiang+window"
 
 
 def byte_size(text: str) -> int:

@@ -18,7 +18,7 @@ from dijiang_runtime.models.config import ModelConfig
 from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.loader import load_config, random_model
 from dijiang_runtime.models.packed import PackedLinear
-from dijiang_runtime.models.serving import decoder_of, serve_in
+from dijiang_runtime.models.serving import ServingModel, decoder_of, serve_in
 from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE, targets
 from dijiang_runtime.ops.cpu.packed import WEIGHT_FORMATS, WeightFormat, unpack
 from server import cli
@@ -97,25 +97,28 @@ def test_no_two_matrices_are_ever_in_float32_at_once() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("preset", ["dijiang", "dijiang+window", "official"])
 @pytest.mark.parametrize("options", [[], ["--ratios", "--point=1@8"]], ids=["plain", "ratios"])
 def test_the_command_makes_no_model_in_float32(
-    options: list[str], monkeypatch: pytest.MonkeyPatch
+    options: list[str], preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Made(Exception):
-        """The model was made."""
+        """A model of this preset was made."""
 
     def refuse(*args: object, **kwargs: object) -> Decoder:
         raise AssertionError("a model in float32")
 
-    def run(*args: object, **kwargs: object) -> None:
-        raise Made
+    def run(bench: Bench, model: ServingModel, *args: object, **kwargs: object) -> None:
+        raise Made(model.config.preset)
 
     monkeypatch.setitem(facts.SHAPES, "pythia-6.9b", (64, 2, 4, 128))
     monkeypatch.setattr(random_models, "random_model", refuse)
     monkeypatch.setattr(random_models, "serve_in", refuse)
     monkeypatch.setattr(Bench, "__init__", run)
-    command = ["bench", "--shape=pythia-6.9b", "--threads=1", *options]
-    assert isinstance(CliRunner().invoke(cli.app, command).exception, Made)
+    command = ["bench", "--shape=pythia-6.9b", "--threads=1", f"--preset={preset}", *options]
+    end = CliRunner().invoke(cli.app, command).exception
+    assert isinstance(end, Made)
+    assert end.args == (preset,)
 
 
 def test_without_the_kernels_nothing_is_packed(
