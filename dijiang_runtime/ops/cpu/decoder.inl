@@ -31,22 +31,13 @@ static void embed(const Decoder &d, int64_t token, float *x) {
     for (int64_t i = 0; i < n; ++i) x[i] = widened(row[i], d.embedding_number);
 }
 
-// What a thread works in while it attends.
-struct ThreadScratch {
-    HeadScratch head;
-    WindowScratch window;
-
-    ThreadScratch(Arena &a, const Decoder &d) : head(a, d), window(a, d) {}
-};
-
 // Everything between two matrix products, for all rows.
 struct StepMemory {
     EncodedRows input, mlp_input, inner;
     float *q, *k, *v, *gate, *y, *up, *mlp_gate, *attended, *mlp, *angles;
     DecodeFeatures features;
-    char *scratch;
-    int64_t scratch_bytes;  // Of one thread.
-    float *row;             // What a thread makes of one row before it encodes it.
+    PerThread scratch;
+    float *row;  // What a thread makes of one row before it encodes it.
     int64_t row_size;
 
     StepMemory(Arena &a, const Decoder &d, int64_t rows, int64_t num_decodes, int threads)
@@ -60,10 +51,7 @@ struct StepMemory {
         for (float **part : {&up, &mlp_gate}) *part = a.take<float>(rows * d.inner_size);
         for (float **part : {&attended, &mlp}) *part = a.take<float>(rows * d.hidden_size);
         angles = a.take<float>(rows * d.rotary_dim);
-        Arena one(nullptr);
-        ThreadScratch(one, d);
-        scratch_bytes = one.used();
-        scratch = a.take<char>(threads * scratch_bytes);
+        scratch = LayerAttention::take_scratch(a, d, threads);
         row_size = whole_vectors(std::max(widest, d.inner_size));
         row = a.take<float>(threads * row_size);
     }
@@ -208,92 +196,10 @@ private:
         multiply_all<1>({{layer.down, m_.inner, m_.mlp}});
     }
 
-    // One layer's attention: which memory each head of each sequence reads and writes.
-    struct Attention {
-        const Step &step;
-        const Layer &layer;
-        const Projected p;
-        const int64_t index = &layer - step.d_.layers, heads = step.d_.num_kv_heads;
-
-        float *state(int64_t row, int64_t head) const {
-            const int64_t size = step.d_.num_features * step.d_.value_dim;
-            return step.b_.states + index * step.b_.layer_stride + (row * heads + head) * size;
-        }
-        float *cache(int64_t row, int64_t head) const {
-            const int64_t size = 2 * step.d_.cache_size();
-            return step.b_.caches + index * step.b_.cache_layer_stride + (row * heads + head) * size;
-        }
-        Pending pending(int64_t decode, int64_t head) const {
-            const Batch &b = step.b_;
-            float *tokens = b.pending + index * b.pending_layer_stride +
-                            (b.pending_rows[decode] * heads + head) * b.pending_head_stride;
-            return {tokens, b.pending_counts[decode], step.d_.num_features, step.d_.head_dim};
-        }
-    };
-
     void attend(const Layer &layer) {
         const PhaseClock clock(b_, kAttention);
-        const Attention a{*this, layer, {m_.q, m_.k, m_.v, b_.positions, m_.angles, m_.y, b_.finite}};
-        const int64_t blocks = (b_.num_decodes + kFeatureRows - 1) / kFeatureRows;
-        team_.for_each((blocks + b_.num_segments) * a.heads, [&](int64_t task, int member) {
-            Arena own(m_.scratch + member * m_.scratch_bytes);
-            const ThreadScratch scratch(own, d_);
-            const int64_t i = task / a.heads, head = task % a.heads;
-            if (i < blocks) {
-                attend_decodes(a, i * kFeatureRows, head, scratch);
-            } else {
-                attend_prompt(a, b_.segments[i - blocks], head, scratch);
-            }
-        });
-    }
-
-    // kFeatureRows decodes at most.
-    void attend_decodes(const Attention &a, int64_t first, int64_t head, const ThreadScratch &scratch) {
-        const int64_t decodes = b_.num_decodes, end = std::min(first + kFeatureRows, decodes);
-        const HeadScratch &s = scratch.head;
-        prepare_decodes(d_, a.layer, a.p, first, end, decodes, head, m_.features, s);
-        if (d_.window > 0) {
-            const auto cache_of = [&](int64_t row) { return a.cache(b_.source[row], head); };
-            prepare_far_keys(d_, a.layer, a.p, first, end, decodes, head, cache_of, m_.features, s);
-        }
-        for (int64_t row = first; row < end; ++row) {
-            const int64_t source = b_.source[row], target = b_.target[row];
-            const float *state = a.state(source, head);
-            float *next = a.state(target, head);
-            if (d_.window > 0) {
-                step_windowed(d_, a.layer, a.p, row, decodes, head, m_.features, state, next,
-                              a.cache(source, head), a.cache(target, head), a.pending(row, head),
-                              streamed_, s, scratch.window);
-            } else {
-                step_decode(d_, a.layer, a.p, row, decodes, head, m_.features, state, next,
-                            a.pending(row, head), streamed_, s);
-            }
-        }
-        fence();
-    }
-
-    void attend_prompt(const Attention &a, const Segment &segment, int64_t head,
-                       const ThreadScratch &scratch) {
-        const HeadScratch &s = scratch.head;
-        const WindowScratch &w = scratch.window;
-        const float *state = a.state(segment.source, head);
-        float *next = a.state(segment.target, head);
-        if (d_.window == 0) {
-            attend_segment(d_, a.layer, a.p, segment, head, state, next, s,
-                           [&](int64_t row, int64_t length) {
-                               attend_chunk(d_, a.layer, a.p, row, length, head, s);
-                           });
-            return;
-        }
-        const int64_t start = b_.positions[segment.start];
-        open_cache(d_, a.cache(segment.source, head), start, w);
-        attend_segment(d_, a.layer, a.p, segment, head, state, next, s,
-                       [&](int64_t row, int64_t length) {
-                           attend_windowed_chunk(d_, a.layer, a.p, row, length, head, s, w);
-                       });
-        if (!close_cache(d_, w, start + segment.length, a.cache(segment.target, head))) {
-            a.p.spoil(segment.start);
-        }
+        const Projected p{m_.q, m_.k, m_.v, b_.positions, m_.angles, m_.y, b_.finite};
+        LayerAttention(d_, b_, layer, p, m_.features, streamed_).run(team_, m_.scratch);
     }
 
     void gate_read_out(const Layer &layer, int64_t row, float *made) {

@@ -102,11 +102,11 @@ static void prepare_far_keys(const Decoder &d, const Layer &layer, const Project
 // The cache with the token at this position. `next` may be `cache`.
 static void renew_cache(const Decoder &d, const float *cache, int64_t position, const float *key,
                         const float *value, float *next) {
-    const int64_t dim = d.head_dim, half = d.cache_size();
-    if (next != cache) std::memcpy(next, cache, sizeof(float) * 2 * half);
+    const int64_t dim = d.head_dim;
+    if (next != cache) std::memcpy(next, cache, sizeof(float) * 2 * d.cache_size());
     const auto put = [&](int64_t place) {
         std::memcpy(next + place * dim, key, sizeof(float) * dim);
-        std::memcpy(next + half + place * dim, value, sizeof(float) * dim);
+        std::memcpy(next + d.cache_size() + place * dim, value, sizeof(float) * dim);
     };
     put(ring_place(d, position));
     if (position < d.sinks) put(position);
@@ -179,44 +179,44 @@ static void step_windowed(const Decoder &d, const Layer &layer, const Projected 
     if (!finite) p.spoil(row);
 }
 
+// Call f(place, keys, stride, value) for each token before the given position that is kept: where it is
+// in a cache, and where its key [head_dim], `stride` apart, and its value are in the scratch.
+template <class Function>
+static void for_kept_tokens(const Decoder &d, const WindowScratch &w, int64_t position, Function f) {
+    const int64_t e = whole_vectors(d.head_dim);
+    for (int64_t p = std::max(position - d.window, int64_t{0}); p < position; ++p) {
+        const int64_t b = p - position + d.window;
+        f(ring_place(d, p), w.keys + b, w.band, w.values + b * e);
+    }
+    for (int64_t p = 0; p < std::min(d.sinks, position); ++p) {
+        f(p, w.sink_keys + p, w.sinks, w.sink_values + p * e);
+    }
+}
+
 // The band and the sinks before the token at this position.
 static void open_cache(const Decoder &d, const float *cache, int64_t position, const WindowScratch &w) {
-    const int64_t dim = d.head_dim, e = whole_vectors(dim), half = d.cache_size();
+    const int64_t dim = d.head_dim, e = whole_vectors(dim);
     std::memset(w.keys, 0, sizeof(float) * dim * w.band);
     std::memset(w.values, 0, sizeof(float) * w.band * e);
     std::memset(w.sink_keys, 0, sizeof(float) * dim * w.sinks);
     std::memset(w.sink_values, 0, sizeof(float) * w.sinks * e);
-    const auto take = [&](int64_t place, float *keys, int64_t stride, float *value) {
+    for_kept_tokens(d, w, position, [&](int64_t place, float *keys, int64_t stride, float *value) {
         const float *key = cache + place * dim;
         for (int64_t i = 0; i < dim; ++i) keys[i * stride] = key[i];
-        std::memcpy(value, key + half, sizeof(float) * dim);
-    };
-    for (int64_t p = std::max(position - d.window, int64_t{0}); p < position; ++p) {
-        const int64_t b = p - position + d.window;
-        take(ring_place(d, p), w.keys + b, w.band, w.values + b * e);
-    }
-    for (int64_t p = 0; p < std::min(d.sinks, position); ++p) {
-        take(p, w.sink_keys + p, w.sinks, w.sink_values + p * e);
-    }
+        std::memcpy(value, key + d.cache_size(), sizeof(float) * dim);
+    });
 }
 
 // The cache before the token at this position, and whether all of it is finite.
 static bool close_cache(const Decoder &d, const WindowScratch &w, int64_t position, float *cache) {
-    const int64_t dim = d.head_dim, e = whole_vectors(dim), half = d.cache_size();
-    std::memset(cache, 0, sizeof(float) * 2 * half);
-    const auto put = [&](int64_t place, const float *keys, int64_t stride, const float *value) {
+    const int64_t dim = d.head_dim;
+    std::memset(cache, 0, sizeof(float) * 2 * d.cache_size());
+    for_kept_tokens(d, w, position, [&](int64_t place, float *keys, int64_t stride, float *value) {
         float *key = cache + place * dim;
         for (int64_t i = 0; i < dim; ++i) key[i] = keys[i * stride];
-        std::memcpy(key + half, value, sizeof(float) * dim);
-    };
-    for (int64_t p = std::max(position - d.window, int64_t{0}); p < position; ++p) {
-        const int64_t b = p - position + d.window;
-        put(ring_place(d, p), w.keys + b, w.band, w.values + b * e);
-    }
-    for (int64_t p = 0; p < std::min(d.sinks, position); ++p) {
-        put(p, w.sink_keys + p, w.sinks, w.sink_values + p * e);
-    }
-    return is_finite(cache, 2 * half);
+        std::memcpy(key + d.cache_size(), value, sizeof(float) * dim);
+    });
+    return is_finite(cache, 2 * d.cache_size());
 }
 
 // Scores of n tokens, of which those from `first` to `last` are seen.
