@@ -23,6 +23,7 @@ from tests.campaigns.report import Report, add_out
 from tests.conftest import save_tiny_model
 from tests.engine.requests import random_requests
 from tests.engine.test_determinism import Answer, run_alone, run_together
+from tests.small_models import FAMILIES
 
 NUM_REQUESTS = 192
 REQUESTS_PER_RUN = 64
@@ -59,15 +60,17 @@ def run(task: tuple[Path, int]) -> tuple[int, list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mixes", type=int, default=100_000)
+    parser.add_argument("--family", choices=FAMILIES, default="gpt_neox", help="of the model")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     add_out(parser)
     options = parser.parse_args()
-    report = Report(f"neighbours: {options.mixes:,} mixes", options.out)
+    of_family = f"{options.mixes:,} mixes of {options.family}"
+    report = Report(f"neighbours: {of_family}", options.out)
     # Every seed is a run of its own, so a later one may go on from any.
     saved = {"mixes": 0, "seed": 0, "changed": [], **report.saved}
     num_mixes, seed, changed = saved["mixes"], saved["seed"], saved["changed"]
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers) as pool:
-        model = save_tiny_model(Path(folder))
+        model = save_tiny_model(Path(folder), **FAMILIES[options.family])
         while num_mixes < options.mixes:
             tasks: list[Any] = [(model, seed + i) for i in range(20 * options.workers)]
             seed += len(tasks)

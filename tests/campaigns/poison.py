@@ -31,6 +31,7 @@ from tests.campaigns.report import Report, add_out
 from tests.conftest import save_tiny_model
 from tests.engine.requests import NUM_TOKENS, make_request
 from tests.engine.test_determinism import Answer, answers
+from tests.small_models import FAMILIES
 
 NUM_NEIGHBOURS, NUM_CULPRITS = 24, 8
 FAULTS = ("exception", "activation", "logits", "state")
@@ -184,14 +185,16 @@ def is_poisoned(request: Request, token_id: int) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--family", choices=FAMILIES, default="gpt_neox", help="of the model")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     add_out(parser)
     options = parser.parse_args()
-    report = Report(f"poison: {options.rows:,} rows", options.out)
+    of_family = f"{options.rows:,} rows of {options.family}"
+    report = Report(f"poison: {of_family}", options.out)
     planted: Counter[str] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(options.workers) as pool:
-        model = save_tiny_model(Path(folder))
+        model = save_tiny_model(Path(folder), **FAMILIES[options.family])
         tasks: list[Any] = [(model, seed) for seed in range(-(-options.rows // NUM_CULPRITS))]
         for number, (faults, found) in enumerate(pool.map(run, tasks), 1):
             planted += faults
