@@ -6,6 +6,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
 ARGS ?=
+# Processes that share the tests, file by file: 0 runs them in one, as a debugger needs it.
+TEST_WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,8 +62,8 @@ serve: $(RUNTIME_READY) ## Serve on http://127.0.0.1:8000. HOST= PORT= MODEL= AR
 	@$(BIN)/dijiang serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 .PHONY: test
-test: lint $(TEST_READY) ## Lint, check types and run the tests
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest $(ARGS)
+test: lint $(TEST_READY) ## Lint, check types and run the tests. TEST_WORKERS= processes
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: test-workers
 test-workers: $(TEST_READY) ## Run what goes over HTTP against servers with three API workers

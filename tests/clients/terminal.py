@@ -32,7 +32,9 @@ class Terminal:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (30, columns))
         variables = {"TERM": term, "PYTHONUNBUFFERED": "1", "XDG_STATE_HOME": str(state)}
-        inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        # The terminal says how large it is, whatever the one around it says.
+        left_out = ("NO_COLOR", "COLUMNS", "LINES")
+        inherited = {name: value for name, value in os.environ.items() if name not in left_out}
         self.process = subprocess.Popen(
             [sys.executable, "-c", IN_TERMINAL, "chat", "--base-url", url, *args],
             stdin=slave,
