@@ -31,13 +31,15 @@ def test_both_forms_compute_the_same_outputs_and_gradients() -> None:
 def test_the_peak_is_that_of_what_is_alive_at_once() -> None:
     def call() -> None:
         for _ in range(3):
-            held = [torch.ones(1024, 1024) for _ in range(16)]  # 64 MiB, three times in turn
+            # 80 MiB, three times in turn. What is this large goes back to the system at once; of
+            # smaller pieces the allocator may keep some, in holes too small for the next.
+            held = [torch.ones(10 * 2**20) for _ in range(2)]
             del held
 
     peak = peak_bytes(call)
     if peak is None:
         pytest.skip("this system does not tell a process its peak")
-    assert 60 * 2**20 < peak < 80 * 2**20
+    assert 76 * 2**20 < peak < 96 * 2**20
 
 
 def test_the_parallel_form_is_left_out_where_it_does_not_fit() -> None:
@@ -54,8 +56,8 @@ def test_the_parallel_form_is_left_out_where_it_does_not_fit() -> None:
     )
     assert "parallel" not in long
     assert long["ratio"] is None
-    # 4,096 tokens of two heads hold scores of 128 MiB in the parallel form, for each of its copies.
-    assert long["chunkwise"]["peak_bytes"] is None or long["chunkwise"]["peak_bytes"] < 96 * 2**20
+    # 4,096 tokens of two heads have scores of 128 MiB, and the parallel form holds several of them.
+    assert long["chunkwise"]["peak_bytes"] is None or long["chunkwise"]["peak_bytes"] < 128 * 2**20
 
 
 def test_the_command_prints_and_writes_all_of_it(

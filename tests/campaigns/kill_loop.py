@@ -62,6 +62,7 @@ class Load:
                 except (CutOff, NoAnswer, OSError, TimeoutError) as exc:
                     self.tally.lost.append(type(exc).__name__)
                     connection.close()
+                    await asyncio.sleep(0.2)  # A server that is gone answers at once.
 
     async def _ask(self, connection: Connection, body: dict, *, is_stream: bool) -> None:
         last, num_events = "", 0
