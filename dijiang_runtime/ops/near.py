@@ -101,6 +101,8 @@ def combine(
     mass = linear[..., -1:]
     # In logs: a mix far above the scores must not turn into a division of 0 by 0.
     far = (mix + mass.clamp(min=_MIN_MASS).log()).masked_fill(mass <= 0, float("-inf"))
+    # A mass of -infinity is no empty state, but a broken one: it becomes NaN, as others do.
+    far = far + 0.0 * mass
     top = torch.maximum(scores.amax(dim=-1, keepdim=True), far).detach()
     weights, far_weight = (scores - top).exp(), (far - top).exp()
     far_mean = linear[..., :-1] / mass.clamp(min=_MIN_MASS)

@@ -184,6 +184,27 @@ def test_gradients_agree_with_float64_autograd_of_the_formula() -> None:
         assert float((ours_ - theirs).norm() / theirs.norm()) < 1e-5
 
 
+@pytest.mark.parametrize("column", [0, -1])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("length", [5, 40])
+def test_a_state_that_is_not_finite_shows_in_the_next_output(
+    length: int, value: float, column: int
+) -> None:
+    """The last column is the mass of the features, which is 0 while everything is near."""
+    x = inputs(length + 1)
+    state, cache = in_parts(x.rows(slice(0, length)), [length])[1:]
+    state[0, 0, 2, column] = value
+    source, last = torch.tensor([0]), x.rows(slice(length, length + 1))
+
+    def linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch_ops.step(q, k, v, x.log_decay, state, source, source)
+
+    out = windowed.step(last, torch.tensor([length]), cache, source, source, linear)
+
+    assert not out[0, 0].isfinite().all()
+    assert out[0, 2:].isfinite().all()  # Queries of the other head.
+
+
 def test_a_cache_has_one_size_at_any_length() -> None:
     x = inputs(200)
     shapes = {in_parts(x.rows(slice(0, n)), [n])[2].shape for n in (1, 20, 21, 200)}
