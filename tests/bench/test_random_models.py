@@ -11,7 +11,6 @@ from dijiang_runtime.bench import facts, random_models
 from dijiang_runtime.bench.engine import Bench, BenchOptions
 from dijiang_runtime.bench.facts import describe_model, shape_config
 from dijiang_runtime.bench.random_models import random_packed_model, random_serving_model
-from dijiang_runtime.bench.training import peak_bytes
 from dijiang_runtime.errors import ModelLoadError
 from dijiang_runtime.models.compiled import CompiledDecoder
 from dijiang_runtime.models.config import ModelConfig
@@ -22,6 +21,7 @@ from dijiang_runtime.models.serving import ServingModel, decoder_of, serve_in
 from dijiang_runtime.ops.cpu.library import NO_TARGET, TARGET_VARIABLE, targets
 from dijiang_runtime.ops.cpu.packed import WEIGHT_FORMATS, WeightFormat, unpack
 from server import cli
+from tests.bench.alone import peak_alone
 
 needs_kernels = pytest.mark.skipif(not targets(), reason="built without a C++ compiler")
 CPU = torch.device("cpu")
@@ -78,22 +78,17 @@ def test_a_tied_vocabulary_projection_is_the_embedding(config: ModelConfig) -> N
     assert torch.equal(head, model.embed_tokens.weight) is config.tie_word_embeddings
 
 
+def make_many_layers() -> Decoder:
+    config = dataclasses.replace(shape_config("pythia-70m"), vocab_size=512, num_layers=24)
+    return random_packed_model(config, "int8")
+
+
 @needs_kernels
 def test_no_two_matrices_are_ever_in_float32_at_once() -> None:
-    config = dataclasses.replace(shape_config("pythia-70m"), vocab_size=512, num_layers=24)
-    packed_bytes = 0
-
-    def make() -> None:
-        nonlocal packed_bytes
-        model = random_packed_model(config, "int8")
-        packed_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-
-    peak = peak_bytes(make)
-    if peak is None:
-        pytest.skip("this system does not tell a process its peak")
+    packed_bytes = sum(tensor.nbytes for tensor in make_many_layers().state_dict().values())
     # In float32 it would take four times as much.
     assert packed_bytes > 70 * 2**20
-    assert peak < 2 * packed_bytes
+    assert peak_alone(make_many_layers) < packed_bytes + 50 * 2**20
 
 
 @needs_kernels
