@@ -14,6 +14,7 @@ Fields = Mapping[str, object]
 
 HEAD_DIM = 16
 VOCAB_SIZE = 384
+"""More rows than the tests' tokenizer has tokens, as in published models."""
 
 FAMILIES: dict[str, Fields] = {
     "gpt_neox": {},

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from dijiang_runtime.config import EngineConfig
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.models.loader import load_model
-from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.request import SamplingParams
 from server import cli
 from server.commands.common import demo_model_folder
 from server.config import ServerConfig, is_option
+from tests.small_models import FAMILIES
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
 
@@ -316,8 +316,7 @@ def test_inspect_counts_what_is_there(tiny_model: Path) -> None:
 
 
 def test_inspect_counts_the_window_as_state(make_tiny_model: Callable[..., Path]) -> None:
-    attention = attention_config("dijiang+window", 16)
-    folder = make_tiny_model(preset="dijiang+window", attention=attention)
+    folder = make_tiny_model(**FAMILIES["window"])
     facts = json.loads(invoke("inspect", folder, "--json"))
     assert (facts["window"], facts["sinks"]) == (64, 4)
     # As above, and keys and values of the window, the sinks and one more.

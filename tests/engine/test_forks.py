@@ -9,10 +9,10 @@ import pytest
 
 from dijiang_runtime.engine.engine import Engine
 from dijiang_runtime.errors import InvalidRequestError
-from dijiang_runtime.models.presets import attention_config
 from dijiang_runtime.request import FinishReason, Request, RequestOutput
 from tests.engine.requests import make_request, random_requests
 from tests.engine.test_determinism import Answer, answers, run_alone
+from tests.small_models import FAMILIES
 
 MakeEngine = Callable[..., Engine]
 PROMPT = tuple(range(5, 155))
@@ -68,8 +68,7 @@ def test_each_answer_of_a_group_is_that_of_a_request_alone(
 def test_answers_of_a_group_share_a_window_too(
     make_engine: MakeEngine, make_tiny_model: Callable[..., Path]
 ) -> None:
-    attention = attention_config("dijiang+window", 16)
-    model = make_tiny_model(preset="dijiang+window", attention=attention)
+    model = make_tiny_model(**FAMILIES["window"])
     requests = group_of(6)
 
     outputs = drain(make_engine(model=model), requests)

@@ -13,6 +13,7 @@ from dijiang_runtime.ops import reference
 from dijiang_runtime.ops.windowed import WindowInputs
 from dijiang_runtime.request import SamplingParams
 from tests.engine.requests import NUM_TOKENS
+from tests.ops.formula import windowed_by_formula
 from tests.small_models import FAMILIES
 
 MakeEngine = Callable[..., Engine]
@@ -28,9 +29,7 @@ class TokenByToken:
         return reference.chunk(q[None], k[None], v[None], log_decay, empty)[0][0]
 
     def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
-        x, phi_k = inputs, inputs.features(inputs.k, None)
-        args = (x.q, x.k, x.v, x.phi_q, phi_k, x.mix, x.log_decay)
-        return reference.windowed(*args, window=x.window, sinks=x.sinks)
+        return windowed_by_formula(inputs)
 
 
 def read(folder: Path, token_ids: Sequence[int]) -> Tensor:

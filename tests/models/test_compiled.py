@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not targets(), reason="built without a C++ compi
 LENGTH = 150
 NAMES = tuple(name for name in FAMILIES if name not in ("decay-tables", "opt"))
 # Of the logits, relative: half precision and int8 round what passes between the layers.
-TOLERANCE = {"float32": 3e-6, "bfloat16": 2e-2, "int8": 6e-2}
+TOLERANCE = {"float32": 3e-6, "bfloat16": 1e-2, "int8": 6e-2}
 
 
 def unpacked(model: CompiledDecoder) -> Decoder:
@@ -59,8 +59,7 @@ def run(
     generator = torch.Generator().manual_seed(2)
     store = torch.randn(spec.pending_shape(3, num_pending), generator=generator)
     num_left = 0
-    shape = (spec.num_layers, 6, spec.num_heads, spec.key_dim, spec.value_dim)
-    states = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    states = torch.randn(spec.state_shape(6), generator=torch.Generator().manual_seed(0))
     source, target = 2, 3
     caches = torch.randn(spec.cache_shape(6), generator=torch.Generator().manual_seed(4))
     states[:, source] = caches[:, source] = 0
@@ -82,10 +81,10 @@ def run(
             recurrence = PooledRecurrence(states, none, none, [segment], caches)
         before, caches_before, pending_before = states.clone(), caches.clone(), store.clone()
         hidden = model.hidden(ids[rows], positions[rows].contiguous(), recurrence)
-        others = [row for row in range(6) if row != wrote or row == source]
-        assert torch.equal(states[:, others], before[:, others])
         others = [row for row in range(6) if row != wrote]
         assert torch.equal(caches[:, others], caches_before[:, others])
+        kept = [*others, source]  # A state that is not written stays as it is.
+        assert torch.equal(states[:, kept], before[:, kept])
         assert torch.equal(store[:, [0, 2]], pending_before[:, [0, 2]])
         assert recurrence.finite_rows().all()
         logits.append(model.logits(hidden))
@@ -110,11 +109,12 @@ def test_the_step_computes_what_the_decoder_computes(
     assert isinstance(model, CompiledDecoder)
     ids = torch.randint(380, (LENGTH,), generator=torch.Generator().manual_seed(1))
 
-    num_pending = min(num_pending, model.num_pending_tokens)
     ours, _ = run(model, ids, [64, 140, *range(141, LENGTH)], num_pending)
 
     truth = unpacked(model)(ids[None])[0]
-    assert float((ours - truth).norm() / truth.norm()) < TOLERANCE[weight_format]
+    # A softmax of scores makes more of what is rounded than features do.
+    factor = 2 if name == "wide-sinks" and weight_format == "bfloat16" else 1
+    assert float((ours - truth).norm() / truth.norm()) < factor * TOLERANCE[weight_format]
 
 
 @pytest.mark.parametrize("name", ["gpt_neox", "window", "wide-sinks"])

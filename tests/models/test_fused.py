@@ -21,9 +21,8 @@ def make_model(name: str) -> Decoder:
 
 
 def tokens() -> Tensor:
-    return torch.randint(VOCAB_SIZE, (LENGTH + 1,), generator=torch.Generator().manual_seed(3)).to(
-        DEVICE
-    )
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(VOCAB_SIZE, (LENGTH + 1,), generator=generator).to(DEVICE)
 
 
 def run(fused: FusedDecoder, states: Tensor, others: int) -> Tensor:

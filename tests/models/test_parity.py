@@ -14,10 +14,10 @@ from dijiang_runtime.models.decoder import Decoder
 from dijiang_runtime.models.families import config_from_parent, family_of
 from dijiang_runtime.models.recurrence import PooledRecurrence, PrefillSegment
 from dijiang_runtime.models.weights import TensorSource
-from dijiang_runtime.ops import reference
 from dijiang_runtime.ops.linear import prompt_tiles, row_tiles
 from dijiang_runtime.ops.windowed import WindowInputs
 from tests.models.hf_parallel import ParallelAttention
+from tests.ops.formula import windowed_by_formula
 
 LENGTH = 70
 PRESETS = ["official", "dijiang", "dijiang+window"]
@@ -37,9 +37,7 @@ class QuadraticRecurrence:
         return torch.einsum("hnj,jhv->nhv", scores, v)
 
     def attend_windowed(self, layer: int, inputs: WindowInputs, positions: Tensor) -> Tensor:
-        x, phi_k = inputs, inputs.features(inputs.k, None)
-        args = (x.q, x.k, x.v, x.phi_q, phi_k, x.mix, x.log_decay)
-        return reference.windowed(*args, window=x.window, sinks=x.sinks)
+        return windowed_by_formula(inputs)
 
 
 def convert(

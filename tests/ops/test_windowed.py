@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dijiang_runtime.ops import cpu, reference, torch_ops, windowed
+from dijiang_runtime.ops import cpu, torch_ops, windowed
 from dijiang_runtime.ops.windowed import WindowInputs
+from tests.ops.formula import windowed_by_formula
 
 WINDOW, SINKS = 20, 3
 SHAPES = [(20, 3), (20, 0), (64, 4), (3, 5), (1, 0)]
@@ -44,12 +45,6 @@ def inputs(
         window=window,
         sinks=sinks,
     )
-
-
-def truth(x: WindowInputs) -> Tensor:
-    phi_k = x.features(x.k, None)
-    args = (x.q, x.k, x.v, x.phi_q, phi_k, x.mix, x.log_decay)
-    return reference.windowed(*args, window=x.window, sinks=x.sinks)
 
 
 def empty(x: WindowInputs, rows: int = 1) -> tuple[Tensor, Tensor]:
@@ -93,7 +88,7 @@ def step_by_step(x: WindowInputs, linear_step=torch_ops.step) -> tuple[Tensor, T
 @pytest.mark.parametrize(("window", "sinks"), SHAPES)
 def test_every_form_is_the_formula(length: int, window: int, sinks: int) -> None:
     x = inputs(length, window=window, sinks=sinks)
-    expected = truth(x)
+    expected = windowed_by_formula(x)
     whole, state, cache = in_parts(x, [length])
     cuts = sorted({-(-length // 3), length})
     for o, its_state, its_cache in (
@@ -112,7 +107,7 @@ def test_every_form_is_the_formula(length: int, window: int, sinks: int) -> None
 def test_query_heads_of_a_group_share_keys_values_and_state(query_heads: int, heads: int) -> None:
     x = inputs(50, query_heads=query_heads, heads=heads)
     for o in (in_parts(x, [50])[0], step_by_step(x)[0], at_once(x)):
-        assert torch.allclose(o, truth(x), rtol=0, atol=1e-12)
+        assert torch.allclose(o, windowed_by_formula(x), rtol=0, atol=1e-12)
 
 
 def test_a_window_that_holds_everything_is_softmax_attention() -> None:
@@ -177,7 +172,7 @@ def test_gradients_agree_with_float64_autograd_of_the_formula() -> None:
         (forward(x).to(dtype) * weight).sum().backward()
         return [leaf.grad.double() for leaf in leaves if leaf.grad is not None]
 
-    expected = gradients(torch.float64, truth)
+    expected = gradients(torch.float64, windowed_by_formula)
     ours = gradients(torch.float32, at_once)
     assert len(ours) == len(expected) == 7
     for ours_, theirs in zip(ours, expected, strict=True):

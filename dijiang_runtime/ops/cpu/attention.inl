@@ -21,7 +21,7 @@ struct DecodeFeatures {
 constexpr int64_t kFeatureRows = 8;
 
 // Rotate the queries and keys of decodes first ... end - 1, at most kFeatureRows of num_decodes, for
-// one head, and make features of them; of the keys only where somebody reads those.
+// one head, and make features of the queries.
 static void prepare_decodes(const Decoder &d, const Layer &layer, const Projected &p, int64_t first,
                             int64_t end, int64_t num_decodes, int64_t head,
                             const DecodeFeatures &to, const HeadScratch &s) {
@@ -32,18 +32,24 @@ static void prepare_decodes(const Decoder &d, const Layer &layer, const Projecte
         for (int64_t row = first; row < end; ++row) {
             prepare_head(d, norm, p.angles + row * d.rotary_dim, scale, heads + row * stride);
         }
-        return heads + first * stride;
     };
-    const int64_t query_stride = d.query_size(), key_stride = d.value_size();
+    const int64_t stride = d.query_size();
     for (int64_t g = 0; g < group; ++g) {
-        const float *queries = rotate_all(p.q + (head * group + g) * dim, query_stride, layer.query_norm,
-                                          static_cast<float>(d.query_scale));
-        features(d, projection, queries, query_stride, rows, s.projected,
+        float *queries = p.q + (head * group + g) * dim;
+        rotate_all(queries, stride, layer.query_norm, static_cast<float>(d.query_scale));
+        features(d, projection, queries + first * stride, stride, rows, s.projected,
                  to.query + (place * group + g) * m, group * m);
     }
-    const float *keys = rotate_all(p.k + head * dim, key_stride, layer.key_norm, 1.0f);
-    if (d.window > 0) return;  // They become features when they leave the window.
-    features(d, projection, keys, key_stride, rows, s.projected, to.key + place * m, m);
+    rotate_all(p.k + head * dim, d.value_size(), layer.key_norm, 1.0f);
+}
+
+// The features of those decodes' own keys, which are rotated.
+static void prepare_own_keys(const Decoder &d, const Layer &layer, const Projected &p, int64_t first,
+                             int64_t end, int64_t num_decodes, int64_t head, const DecodeFeatures &to,
+                             const HeadScratch &s) {
+    const float *keys = p.k + first * d.value_size() + head * d.head_dim;
+    features(d, projection_of(d, layer, head), keys, d.value_size(), end - first, s.projected,
+             to.key + (head * num_decodes + first) * d.num_features, d.num_features);
 }
 
 // One head of one decode: read-outs and masses, in `s`, and whether they are finite. They sum over the

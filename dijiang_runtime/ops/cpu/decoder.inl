@@ -36,9 +36,8 @@ struct StepMemory {
     EncodedRows input, mlp_input, inner;
     float *q, *k, *v, *gate, *y, *up, *mlp_gate, *attended, *mlp, *angles;
     DecodeFeatures features;
-    PerThread scratch;
-    float *row;  // What a thread makes of one row before it encodes it.
-    int64_t row_size;
+    PerThread<char> scratch;
+    PerThread<float> row;  // What a thread makes of one row before it encodes it.
 
     StepMemory(Arena &a, const Decoder &d, int64_t rows, int64_t num_decodes, int threads)
         : features(a, d, num_decodes) {
@@ -52,8 +51,7 @@ struct StepMemory {
         for (float **part : {&attended, &mlp}) *part = a.take<float>(rows * d.hidden_size);
         angles = a.take<float>(rows * d.rotary_dim);
         scratch = LayerAttention::take_scratch(a, d, threads);
-        row_size = whole_vectors(std::max(widest, d.inner_size));
-        row = a.take<float>(threads * row_size);
+        row = PerThread<float>::take(a, whole_vectors(std::max(widest, d.inner_size)), threads);
     }
 };
 
@@ -114,7 +112,7 @@ private:
     void each_row(Function f) {
         const PhaseClock clock(b_, kRows);
         team_.for_runs(b_.num_rows, kRowRun, [&](int64_t row, int member) {
-            f(row, m_.row + member * m_.row_size);
+            f(row, m_.row.of(member));
         });
     }
 

@@ -4,12 +4,12 @@
 
 // What a layer has projected, rows of all heads; queries and keys are rotated in place.
 struct Projected {
-    float *q, *k;    // [rows, query_size], [rows, value_size]
-    const float *v;  // [rows, value_size]
+    float *q, *k;              // [rows, query_size], [rows, value_size]
+    const float *v;            // [rows, value_size]
     const int64_t *positions;  // [rows]
     const float *angles;       // [rows, rotary_dim]
     float *y;                  // The read-outs, [rows, query_size]
-    uint8_t *finite;      // [rows]
+    uint8_t *finite;           // [rows]
 
     // Several heads may say so at once.
     void spoil(int64_t row) const { __atomic_store_n(finite + row, 0, __ATOMIC_RELAXED); }
@@ -53,14 +53,16 @@ struct HeadScratch {
     }
 };
 
+// What sums are divided by. The bound only guards against underflow; a mass that is NaN stays NaN.
+static inline float bounded_mass(float mass) { return mass < 1e-30f ? 1e-30f : mass; }
+
 // The read-out of one query head as the layer passes it on: o [head_dim], divided by the mass.
 static inline void finish_readout(const Decoder &d, const float *o, const float *mass, float *y) {
     if (mass == nullptr) {
         for_lanes(d.head_dim, [&](int64_t i, int64_t n) { store_some(y + i, n, load_some(o + i, n)); });
         return;
     }
-    // The bound only guards against underflow; a mass that is NaN stays NaN.
-    const Vec whole = broadcast(*mass < 1e-30f ? 1e-30f : *mass);
+    const Vec whole = broadcast(bounded_mass(*mass));
     for_lanes(d.head_dim, [&](int64_t i, int64_t n) {
         store_some(y + i, n, div(load_some(o + i, n), whole));
     });

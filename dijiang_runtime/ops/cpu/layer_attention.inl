@@ -1,12 +1,6 @@
 // The attention of one layer for all rows of a step: which memory each head of each sequence reads and
 // writes. Threads share it by heads of a few decodes or of one prompt.
 
-// Memory of the same size for each thread.
-struct PerThread {
-    char *start;
-    int64_t bytes;
-};
-
 class LayerAttention {
 public:
     // `streamed` says that states pass by the caches.
@@ -14,16 +8,16 @@ public:
                    const DecodeFeatures &features, bool streamed)
         : d_(d), b_(b), layer_(layer), p_(p), features_(features), streamed_(streamed) {}
 
-    static PerThread take_scratch(Arena &arena, const Decoder &d, int threads) {
+    static PerThread<char> take_scratch(Arena &arena, const Decoder &d, int threads) {
         Arena one(nullptr);
         Scratch(one, d);
-        return {arena.take<char>(threads * one.used()), one.used()};
+        return PerThread<char>::take(arena, one.used(), threads);
     }
 
-    void run(Team &team, const PerThread &memory) const {
+    void run(Team &team, const PerThread<char> &memory) const {
         const int64_t blocks = (b_.num_decodes + kFeatureRows - 1) / kFeatureRows;
         team.for_each((blocks + b_.num_segments) * d_.num_kv_heads, [&](int64_t task, int member) {
-            Arena own(memory.start + member * memory.bytes);
+            Arena own(memory.of(member));
             const Scratch scratch(own, d_);
             const int64_t i = task / d_.num_kv_heads, head = task % d_.num_kv_heads;
             if (i < blocks) {
@@ -50,6 +44,8 @@ private:
         if (d_.window > 0) {
             const auto cache_of = [&](int64_t row) { return cache(b_.source[row], head); };
             prepare_far_keys(d_, layer_, p_, first, end, decodes, head, cache_of, features_, s);
+        } else {
+            prepare_own_keys(d_, layer_, p_, first, end, decodes, head, features_, s);
         }
         for (int64_t row = first; row < end; ++row) {
             const int64_t source = b_.source[row], target = b_.target[row];

@@ -55,9 +55,9 @@ struct Shares {
 
 // Turns the scores of near tokens, -infinity where one is not seen, into weights. n is whole vectors.
 static inline Shares weigh(float *scores, int64_t n, float mix, float mass) {
-    const float least = mass < 1e-30f ? 1e-30f : mass;  // A mass that is NaN stays NaN.
+    const float bounded = bounded_mass(mass);
     // In logs: a mix far above the scores must not turn into a division of 0 by 0.
-    const float far = mass <= 0.0f ? kNone : mix + std::log(least);
+    const float far = mass <= 0.0f ? kNone : mix + std::log(bounded);
     const float top = std::max(far, largest_of(scores, n));
     const Weights weights(top, 1.0f);
     Vec total = broadcast(0.0f);
@@ -67,7 +67,7 @@ static inline Shares weigh(float *scores, int64_t n, float mix, float mass) {
         total = add(total, weight);
     }
     const float of_far = std::exp(far - top);
-    return {of_far / least, sum_lanes(total) + of_far};
+    return {of_far / bounded, sum_lanes(total) + of_far};
 }
 
 // y = (near + far linear) / total

@@ -29,6 +29,18 @@ private:
     int64_t used_ = 0;
 };
 
+// Memory of the same size for each thread; whole cache lines, so that no two share one.
+template <class T>
+struct PerThread {
+    T *start;
+    int64_t count;
+
+    static PerThread take(Arena &arena, int64_t count, int threads) {
+        return {arena.take<T>(threads * count), count};
+    }
+    T *of(int member) const { return start + member * count; }
+};
+
 class Workspace {
 public:
     Workspace() = default;
